@@ -1,0 +1,131 @@
+"""The backend on one page: capture -> PIPELINE -> Inductor.
+
+`torch.compile(model, backend="hfgraph")` finds it through the entry-point group `torch_dynamo_backends`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from hfgraph import bypass, report, versions
+from hfgraph.errors import HfgraphError, MetaModel, MixedDevices, NotRewritten
+from hfgraph.graph.capture import Uncapturable, capture
+from hfgraph.kernels import all_ops
+from hfgraph.options import Options
+from hfgraph.pipeline import Context, run
+
+versions.check_installed()
+bypass.watch()
+all_ops()
+
+
+def hfgraph(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | Options | None = None) -> Callable[..., Any]:
+    """Compile a graph from Dynamo. Called by `torch.compile`, with its `mode` and `options`.
+
+    Args:
+        options: fields of `hfgraph.Options`.
+        mode: one of Inductor's modes ("reduce-overhead", "max-autotune", ...).
+
+    Raises:
+        UnknownOption, InvalidOption, ContradictoryOptions, UnknownRule, UnknownKernel: what is wrong with `options`.
+        MetaModel, MixedDevices: the graph's tensors cannot be computed with.
+        KernelRefused: a kernel asked for by name cannot run.
+    """
+    chosen = Options.of(options, mode)
+    check_inputs(gm, example_inputs)
+    rewritten, found = rewrite(gm, example_inputs, Context(chosen))
+    start = time.perf_counter()
+    compiled = _inductor(rewritten, example_inputs, chosen, mode) if chosen.inductor else rewritten
+    found.compile_seconds = time.perf_counter() - start
+    report.record(found)
+    return compiled
+
+
+def rewrite(gm: GraphModule, example_inputs: Sequence[Any], context: Context) -> tuple[GraphModule, report.GraphReport]:
+    """Capture a graph and run the pipeline on it. A graph that hfgraph cannot work on comes back as it was, with the reason."""
+    found = report.GraphReport(nodes=len(gm.graph.nodes))
+    try:
+        start = time.perf_counter()
+        canonical = capture(gm, example_inputs)
+        found.capture_seconds = time.perf_counter() - start
+        found.rows = run(canonical, context, after=lambda step, done: found.note(canonical, step, done))
+        return canonical, found
+    except HfgraphError:
+        raise
+    except Uncapturable as e:
+        found.unrewritten = str(e)
+    except Exception as e:  # the graph itself is sound: the user's model must run, and the report must say why it was not rewritten
+        if context.options.strict:
+            raise
+        found.unrewritten = f"{type(e).__name__}: {e}"
+        warnings.warn(
+            f"hfgraph could not rewrite a graph of {len(gm.graph.nodes)} nodes and hands it to Inductor as it is ({found.unrewritten}). "
+            "Results are not affected. Please report it, with options={'strict': True} for the traceback.",
+            NotRewritten,
+            stacklevel=2,
+        )
+    return gm, found
+
+
+def _inductor(gm: GraphModule, example_inputs: Sequence[Any], options: Options, mode: str | None) -> Callable[..., Any]:
+    from torch._inductor import list_mode_options
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = {**(list_mode_options(mode) if mode and mode != "default" else {}), **options.inductor_config}
+    tag = torch.compiler.config.cache_key_tag + cache_tag(options)
+    with torch.compiler.config.patch(cache_key_tag=tag):
+        return compile_fx(gm, list(example_inputs), config_patches=patches)
+
+
+def cache_tag(options: Options) -> str:
+    """What changes a compiled graph besides its text: hfgraph's sources (rules and ops among them) and its options.
+
+    Inductor adds versions, devices and its own settings to its cache keys itself.
+    """
+    return f"hfgraph-{_sources()}-{hashlib.sha256(options.digest().encode()).hexdigest()[:16]}"
+
+
+@cache
+def _sources() -> str:
+    """A digest of hfgraph, and of ops and rules that others have registered."""
+    from hfgraph.graph.op import OPS
+    from hfgraph.rewrites import all_rules
+
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cpp")):
+        digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    for extra in (*(op.digest for op in OPS.values()), *(r.digest for r in all_rules())):
+        digest.update(extra.encode())
+    return digest.hexdigest()[:16]
+
+
+def check_inputs(gm: GraphModule, example_inputs: Sequence[Any]) -> None:
+    """Refuse what cannot be computed, before any work is done.
+
+    Raises:
+        MetaModel, MixedDevices.
+    """
+    names = [n.name for n in gm.graph.nodes if n.op == "placeholder"]
+    tensors = [(name, x) for name, x in zip(names, example_inputs, strict=True) if isinstance(x, Tensor)]
+    meta = [_readable(name) for name, x in tensors if x.device.type == "meta"]
+    if meta:
+        raise MetaModel(meta)
+    devices = {str(x.device): _readable(name) for name, x in reversed(tensors) if x.ndim or x.device.type != "cpu"}
+    if len(devices) > 1:
+        raise MixedDevices(devices)
+
+
+def _readable(placeholder: str) -> str:
+    """`l_self_modules_lm_head_parameters_weight_` -> `lm_head.weight`."""
+    return placeholder.removeprefix("l_self_").removeprefix("modules_").replace("_modules_", ".").replace("_parameters_", ".").strip("_")

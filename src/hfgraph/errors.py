@@ -1,0 +1,168 @@
+"""Every failure a user can meet, as a named class: what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HfgraphError(Exception):
+    """Base class of all errors that hfgraph raises on purpose."""
+
+
+class HfgraphWarning(UserWarning):
+    """Base class of all warnings that hfgraph gives."""
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(sorted(str(n) for n in names)) or "none"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+# --- options -----------------------------------------------------------------------------------------
+
+
+class UnknownOption(HfgraphError, ValueError):
+    """An option name that does not exist."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        known = list(known)
+        super().__init__(f"hfgraph has no option {name!r}.{_nearest(name, known)} Options: {_listed(known)}.")
+
+
+class InvalidOption(HfgraphError, ValueError):
+    """An option with a value of the wrong type or outside its range."""
+
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        super().__init__(f"option {name!r} is {value!r} ({type(value).__name__}); expected {expected}.")
+
+
+class ContradictoryOptions(HfgraphError, ValueError):
+    """Options that cannot hold together."""
+
+    def __init__(self, first: str, second: str, why: str) -> None:
+        super().__init__(f"options {first} and {second} contradict each other: {why}.")
+
+
+class UnknownRule(HfgraphError, ValueError):
+    """A rule name, given in an option, that does not exist."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        known = list(known)
+        super().__init__(f"hfgraph has no rule {name!r}.{_nearest(name, known)} Rules: {_listed(known)}.")
+
+
+class UnknownKernel(HfgraphError, ValueError):
+    """An explicit request for an implementation that the op does not have."""
+
+    def __init__(self, op: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"op {op!r} has no implementation {name!r}. Implementations: {_listed(known)}.")
+
+
+class KernelRefused(HfgraphError, RuntimeError):
+    """An implementation was asked for by name, but cannot take these inputs."""
+
+    def __init__(self, op: str, name: str, reason: str) -> None:
+        super().__init__(
+            f"option kernels={{{op!r}: {name!r}}} asks for an implementation that cannot run here: {reason}. "
+            "Remove the entry to let hfgraph choose, or use 'reference'."
+        )
+
+
+# --- definitions: ops, rules -------------------------------------------------------------------------
+
+
+class InvalidOp(HfgraphError, TypeError):
+    """An op definition that cannot be registered."""
+
+
+class InvalidRule(HfgraphError, TypeError):
+    """A rule definition that the engine cannot use."""
+
+    def __init__(self, rule: str, found: str, do: str) -> None:
+        super().__init__(f"rule {rule!r}: {found}. {do}.")
+
+
+class IllegalGraph(HfgraphError, RuntimeError):
+    """A pass left a graph that its stage does not allow: a bug in hfgraph or in a rule."""
+
+    def __init__(self, stage: str, problem: str) -> None:
+        super().__init__(f"after stage {stage!r} the graph is not legal: {problem}. Please report this with the model's name.")
+
+
+# --- inputs ------------------------------------------------------------------------------------------
+
+
+class MetaModel(HfgraphError, ValueError):
+    """A model without storage was compiled."""
+
+    def __init__(self, names: list[str]) -> None:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        super().__init__(
+            f"{len(names)} tensors are on the meta device and hold no values ({shown}). "
+            "Load the weights first, e.g. with from_pretrained(...) or model.to_empty(device=...) and load_state_dict(...)."
+        )
+
+
+class MixedDevices(HfgraphError, ValueError):
+    """Tensors of one graph live on several accelerators or on CPU and an accelerator."""
+
+    def __init__(self, found: dict[str, str]) -> None:
+        listed = "; ".join(f"{device}: {name}" for device, name in sorted(found.items()))
+        super().__init__(
+            f"one graph has tensors on {len(found)} devices ({listed}). "
+            "Move the model and its inputs to one device, e.g. model.to(device) and inputs.to(model.device)."
+        )
+
+
+class NotAModel(HfgraphError, TypeError):
+    """Something other than a module or a function was given to a public function."""
+
+    def __init__(self, function: str, found: object) -> None:
+        super().__init__(
+            f"hfgraph.{function} takes a torch.nn.Module or a function as its first argument, not {type(found).__name__}. "
+            f"Load a model first, e.g. AutoModelForCausalLM.from_pretrained(name), or run `hfgraph {function} NAME`."
+        )
+
+
+class NothingCompiled(HfgraphError, RuntimeError):
+    """The call did not reach a graph."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} ran without compiling any graph: Dynamo found nothing to trace. "
+            "Check that torch.compile is not disabled (TORCH_COMPILE_DISABLE, torch.compiler.disable) and that the call runs tensors."
+        )
+
+
+class ModelNotFound(HfgraphError, ValueError):
+    """The command line was given a model that cannot be loaded."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot load the model {name!r}: {reason} Give a local folder with config.json, or a hub name such as 'Qwen/Qwen2.5-0.5B-Instruct'.")
+
+
+# --- versions ----------------------------------------------------------------------------------------
+
+
+class VersionTooOld(HfgraphError, ImportError):
+    """A dependency older than what hfgraph works with."""
+
+    def __init__(self, package: str, found: str, needed: str) -> None:
+        super().__init__(f"hfgraph needs {package} >= {needed}, found {package} {found}. Upgrade it: pip install '{package}>={needed}'.")
+
+
+class VersionUntested(HfgraphWarning):
+    """A dependency newer than what hfgraph was tested with."""
+
+
+class CompiledModuleBypassed(HfgraphWarning):
+    """torch.compile(model).generate() runs the uncompiled module."""
+
+
+class NotRewritten(HfgraphWarning):
+    """hfgraph could not work on a graph and handed it to Inductor as it was."""

@@ -1,0 +1,61 @@
+"""`hfgraph.explain`: what hfgraph would do to a model, found by running it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from hfgraph.backend import check_inputs, rewrite
+from hfgraph.errors import NotAModel, NothingCompiled
+from hfgraph.options import Options
+from hfgraph.pipeline import Context
+from hfgraph.report import Report
+
+# An observed run compiles anew; it must not eat the user's own budget of recompilations and fall back to eager.
+_UNLIMITED = {"recompile_limit": 10_000, "accumulated_recompile_limit": 10_000}
+
+
+def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+    """Trace `model(*args, **kwargs)`, rewrite its graphs, run them once without Inductor, and report.
+
+    Args:
+        model: a module or a function.
+
+    Returns:
+        The report: `.sites`, `.counts`, `.graphs`, `.to_dict()`, and a table as `str()`.
+
+    Raises:
+        NotAModel, NothingCompiled, and what the backend raises.
+    """
+    if not callable(model):
+        raise NotAModel("explain", model)
+    report = Report()
+
+    def backend(gm: GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+        check_inputs(gm, example_inputs)
+        rewritten, found = rewrite(gm, example_inputs, Context(Options(inductor=False)))
+        found.calls = 0
+        report.graphs.append(found)
+
+        def counted(*inputs: Any) -> Any:
+            found.calls += 1
+            return rewritten(*inputs)
+
+        return counted
+
+    with fresh_compilation():
+        torch.compile(model, backend=backend)(*args, **kwargs)
+    if not report.graphs:
+        raise NothingCompiled("explain")
+    return report
+
+
+@contextmanager
+def fresh_compilation() -> Iterator[None]:
+    """Compile within without running into the limit of recompilations."""
+    with torch._dynamo.config.patch(**_UNLIMITED):
+        yield

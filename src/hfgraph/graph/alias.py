@@ -1,0 +1,67 @@
+"""Which values share storage, and which of those are written: what rewriting must not reorder."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from torch.fx import Graph, Node
+
+from hfgraph.graph.values import tensors, val, written_nodes
+
+# Meta key of a functional node that took over the value of an in-place one: fresh, although its recorded value
+# still names the old storage (views of it are recognised by that).
+FRESH = "hfgraph_fresh"
+
+
+class Aliases:
+    """Alias classes of a graph. A class is named by its roots: the nodes whose storage its members share."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._roots: dict[Node, frozenset[Node]] = {}
+        self._writes: dict[Node, list[Node]] = defaultdict(list)
+        self._members: dict[Node, list[Node]] = defaultdict(list)
+        for node in graph.nodes:
+            roots = self._find(node)
+            self._roots[node] = roots
+            for r in roots:
+                self._members[r].append(node)
+            for target in written_nodes(node):
+                for r in self._roots[target]:
+                    self._writes[r].append(node)
+
+    def _find(self, node: Node) -> frozenset[Node]:
+        if node.op in ("placeholder", "get_attr") or node.meta.get(FRESH):
+            return frozenset([node])
+        mine = _storages(node)
+        found = [r for i in node.all_input_nodes if mine & _storages(i) for r in self._roots[i]]
+        return frozenset(found) if found else frozenset([node])
+
+    def roots(self, node: Node) -> frozenset[Node]:
+        """The node's storage classes; a node added after the analysis is its own."""
+        return self._roots.get(node, frozenset([node]))
+
+    def members(self, node: Node) -> list[Node]:
+        """All nodes that share storage with `node`, itself included, in graph order."""
+        return sorted({m for r in self.roots(node) for m in self._members[r]})
+
+    def writes(self, nodes: Iterable[Node]) -> list[Node]:
+        """The nodes that write into the storage of any of `nodes`."""
+        return [w for r in {r for n in nodes for r in self.roots(n)} for w in self._writes.get(r, ())]
+
+    def is_written(self, node: Node) -> bool:
+        return any(self._writes.get(r) for r in self.roots(node))
+
+    def is_input(self, node: Node) -> bool:
+        """Shares storage with something that outlives the graph."""
+        return any(r.op in ("placeholder", "get_attr") for r in self.roots(node))
+
+    def inherit(self, new: Node, old: Node) -> None:
+        """`new` takes the place of `old`, as one more member of its classes."""
+        self._roots[new] = self.roots(old)
+        for r in self._roots[new]:
+            self._members[r].append(new)
+
+
+def _storages(node: Node) -> set[int]:
+    return {t.untyped_storage()._cdata for t in tensors(val(node))}

@@ -1,0 +1,204 @@
+"""Dynamo's graph -> plain ATen, still pre-dispatch: `linear`, attention and hfgraph's own ops stay whole."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import SymFloat, SymInt, Tensor
+from torch._functorch import predispatch
+from torch._guards import tracing
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.fx.traceback import preserve_node_meta
+
+_VMAP_ENTER, _VMAP_EXIT = predispatch._vmap_increment_nesting, predispatch._vmap_decrement_nesting
+
+
+class Uncapturable(Exception):
+    """The graph holds something that cannot be retraced; it goes to Inductor as it is. The text says what and why."""
+
+
+def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
+    """Retrace a Dynamo graph into ATen operators, keeping sizes symbolic and each node's module path and source.
+
+    Args:
+        gm: as Dynamo hands it to a backend.
+        example_inputs: the backend's inputs; used where a placeholder carries no fake value of its own.
+
+    Raises:
+        Uncapturable: the graph holds an operator that does not survive retracing.
+    """
+    _refuse_unsupported(gm)
+    fakes = _fake_inputs(gm, example_inputs)
+    with ExitStack() as stack:
+        # Dynamo's fake tensors belong to Dynamo's fake mode; another mode would lose the sources of symbolic sizes.
+        stack.enter_context(tracing(None))
+        stack.enter_context(_mode_of(fakes))
+        stack.enter_context(preserve_node_meta())
+        run = _Retrace(_isolate_vmap(gm)).run
+        out = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
+    _refuse_fake_constants(out)
+    _copy_placeholder_meta(gm, out)
+    out.meta.update(gm.meta)
+    return out
+
+
+def _refuse_unsupported(gm: GraphModule) -> None:
+    for node in gm.graph.nodes:
+        if node.target is torch.ops.higher_order.tag_activation_checkpoint:
+            raise Uncapturable("activation checkpointing: the checkpointed region cannot be retraced without losing its recomputation")
+
+
+def _fake_inputs(gm: GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    values = []
+    for node, example in zip(placeholders, example_inputs, strict=True):
+        value = node.meta.get("example_value", node.meta.get("val"))
+        values.append(example if value is None else value)
+    mode = _mode_of(values)
+    return [mode.from_tensor(v) if isinstance(v, Tensor) and not isinstance(v, FakeTensor) else v for v in values]
+
+
+def _mode_of(values: Sequence[Any]) -> FakeTensorMode:
+    for v in values:
+        if isinstance(v, FakeTensor):
+            return v.fake_mode
+    for v in values:  # a graph of sizes only still has the shape environment of its symbols
+        if isinstance(v, SymInt | SymFloat):
+            return FakeTensorMode(shape_env=v.node.shape_env, static_shapes=False)
+    return FakeTensorMode()
+
+
+class _Retrace(Interpreter):
+    """Runs Dynamo's graph node by node under make_fx, repairing what pre-dispatch tracing would record wrongly."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self._autocasts: list[torch.autocast] = []
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = super().call_method(target, args, kwargs)
+        # dynamic=True lifts floats such as eps into 0-dim inputs. float() reads the value and installs its guard.
+        if target == "item" and isinstance(value, SymFloat) and value.node.hint is not None:
+            return float(value)
+        return value
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = super().call_function(target, args, kwargs)
+        # make_fx records an autocast region without entering it, so that casts inside it would look like no-ops.
+        if target is torch.amp.autocast_mode._enter_autocast:
+            region = torch.autocast(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                region.__enter__()
+            self._autocasts.append(region)
+        elif target is torch.amp.autocast_mode._exit_autocast and self._autocasts:
+            with torch._C.DisableTorchFunction():
+                self._autocasts.pop().__exit__(None, None, None)
+        return result
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().run(*args, **kwargs)
+        finally:
+            while self._autocasts:
+                self._autocasts.pop().__exit__(None, None, None)
+
+
+def _isolate_vmap(gm: GraphModule) -> GraphModule:
+    """Replace each outermost vmap span by one call of a traced function of its inputs.
+
+    Operators on batched tensors escape pre-dispatch recording: their results would become constants.
+    """
+    spans = _vmap_spans(gm)
+    if not spans:
+        return gm
+    gm = GraphModule(gm, _copy_graph(gm))
+    for span in _vmap_spans(gm):
+        _outline(gm, span)
+    gm.graph.lint()
+    gm.recompile()
+    return gm
+
+
+def _copy_graph(gm: GraphModule) -> torch.fx.Graph:
+    graph = torch.fx.Graph()
+    copied: dict[Node, Node] = {}
+    result = graph.graph_copy(gm.graph, copied)
+    graph.output(result)
+    for old, new in copied.items():
+        new.meta = old.meta.copy()
+    return graph
+
+
+def _vmap_spans(gm: GraphModule) -> list[list[Node]]:
+    spans: list[list[Node]] = []
+    depth, current = 0, []
+    for node in gm.graph.nodes:
+        if node.target is _VMAP_ENTER:
+            depth += 1
+        if depth:
+            current.append(node)
+        if node.target is _VMAP_EXIT:
+            depth -= 1
+            if not depth:
+                spans.append(current)
+                current = []
+    return spans
+
+
+def _outline(gm: GraphModule, span: list[Node]) -> None:
+    """Cut `span` out of the graph into a function, called in its place through `_trace_flat`."""
+    inside = set(span)
+    inputs = list(dict.fromkeys(a for n in span for a in n.all_input_nodes if a not in inside))
+    outputs = [n for n in span if any(u not in inside for u in n.users)]
+    body = torch.fx.Graph()
+    env = {n: body.placeholder(n.name) for n in inputs}
+    for node in span:
+        env[node] = body.node_copy(node, lambda n: env[n])
+    body.output(tuple(env[n] for n in outputs))
+    function = _Outlined(GraphModule(gm, body))
+    with gm.graph.inserting_before(span[0]):
+        call = gm.graph.call_function(function, tuple(inputs))
+        for i, node in enumerate(outputs):
+            item = gm.graph.call_function(operator.getitem, (call, i))
+            node.replace_all_uses_with(item, delete_user_cb=lambda u: u not in inside)
+            item.meta = node.meta.copy()
+        call.meta = {k: v for k, v in span[0].meta.items() if k != "example_value"}
+    for node in reversed(span):
+        gm.graph.erase_node(node)
+
+
+class _Outlined:
+    """A vmap span: traced below pre-dispatch, where vmap is already resolved, then run inline."""
+
+    def __init__(self, body: GraphModule) -> None:
+        self.body = body
+        self.__name__ = self.__qualname__ = "vmap_span"
+        self.__module__ = __name__
+
+    def __call__(self, *args: Any) -> Any:
+        with disable_proxy_modes_tracing():
+            flat = make_fx(Interpreter(self.body).run, _allow_non_fake_inputs=True)(*args)
+        return Interpreter(flat).run(*args)
+
+
+def _refuse_fake_constants(gm: GraphModule) -> None:
+    for node in gm.graph.nodes:
+        if node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), FakeTensor):
+            raise Uncapturable(f"{node.name} was computed while tracing and became a constant without a value")
+
+
+def _copy_placeholder_meta(source: GraphModule, target: GraphModule) -> None:
+    """Placeholders keep Dynamo's names and notes: AOTAutograd reads sources and static addresses from them."""
+    olds = [n for n in source.graph.nodes if n.op == "placeholder"]
+    news = [n for n in target.graph.nodes if n.op == "placeholder"]
+    for old, new in zip(olds, news, strict=True):
+        value = new.meta.get("val")
+        new.meta = {**old.meta, "val": value}
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source

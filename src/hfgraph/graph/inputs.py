@@ -1,0 +1,98 @@
+"""Descriptions of an op's or a rule's arguments: used to trace patterns, to make test inputs and to benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Sizes that the dims of a description take in tests: odd and not powers of two. Letters not listed take the last one.
+SIZES: Mapping[str, int] = {"B": 3, "T": 5, "H": 7, "D": 63}
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number that the pattern carries. ``example`` is used in tests; ``optional`` lets None stand for "not there"."""
+
+    example: float | int
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """A dtype that the pattern carries."""
+
+    example: torch.dtype | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Dims:
+    """A tensor's dims, e.g. "B T D"; a leading "..." lets it have any rank, a final "?" lets it be None."""
+
+    names: tuple[str, ...]
+    any_rank: bool = False
+    optional: bool = False
+
+    @staticmethod
+    def parse(text: str) -> Dims:
+        optional = text.endswith("?")
+        words = text.removesuffix("?").split()
+        any_rank = bool(words) and words[0] == "..."
+        return Dims(tuple(("B", "T", *words[1:]) if any_rank else words), any_rank, optional)
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(sizes.get(n, SIZES["D"]) for n in self.names)
+
+
+class Inputs(Mapping[str, "Dims | Scalar | Dtype"]):
+    """Arguments by name: a string gives a tensor's dims, `Scalar` a number, `Dtype` a dtype.
+
+    ``Inputs(x="... D", weight="D", eps=Scalar(1e-6), scales=(1, 1e-3, 1e3))``; ``scales`` multiplies the first tensor.
+    """
+
+    def __init__(self, scales: tuple[float, ...] = (1.0, 1e-3, 1e3), **arguments: str | Scalar | Dtype) -> None:
+        self.scales = scales
+        self._arguments = {n: Dims.parse(a) if isinstance(a, str) else a for n, a in arguments.items()}
+
+    def __getitem__(self, name: str) -> Dims | Scalar | Dtype:
+        return self._arguments[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arguments)
+
+    def __len__(self) -> int:
+        return len(self._arguments)
+
+    @property
+    def tensors(self) -> dict[str, Dims]:
+        return {n: a for n, a in self._arguments.items() if isinstance(a, Dims)}
+
+    def make(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        scale: float = 1.0,
+        seed: int = 0,
+        sizes: Mapping[str, int] = SIZES,
+        device: str = "cpu",
+        absent: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """Concrete arguments: seeded normal tensors, the first multiplied by `scale`; vectors lie around one.
+
+        Args:
+            absent: optional tensors to leave out (None in their place).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        made: dict[str, Any] = {}
+        for i, (name, a) in enumerate(self._arguments.items()):
+            if isinstance(a, Dims):
+                value = torch.randn(a.shape(sizes), generator=generator, dtype=torch.float64)
+                value = value * scale if i == 0 else 1 + 0.3 * value if len(a.names) == 1 else value
+                made[name] = None if name in absent else value.to(dtype).to(device)
+            else:
+                made[name] = a.example
+        return made
+

@@ -1,0 +1,335 @@
+"""The rewriter: applies rules to a canonical graph until none fires, keeping what is known of each node."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from hfgraph.errors import IllegalGraph
+from hfgraph.graph.match import CHEAP, Match, Matcher, NearMiss
+from hfgraph.graph.pattern import Pattern, Wild, trace
+from hfgraph.graph.rule import Rule
+from hfgraph.graph.values import is_symbol, same_shape, val
+
+# Meta keys of a rewritten node: the rules that made it, and the node of the canonical graph whose value it computes.
+RULES = "hfgraph_rules"
+REPLACES = "hfgraph_replaces"
+_MAX_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Event:
+    """One application of a rule, or one near miss of it (then `reason` says why)."""
+
+    rule: str
+    node: str
+    module: str
+    source: str
+    reason: str = ""
+
+
+@dataclass
+class Outcome:
+    """What a set of rules did to a graph."""
+
+    applied: list[Event] = field(default_factory=list)
+    missed: list[Event] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A rule's pattern as traced for some dtypes, and without some of its optional tensors."""
+
+    rule: Rule
+    pattern: Pattern
+    absent: tuple[str, ...]
+
+    def replacement(self, dtype: torch.dtype) -> Pattern:
+        """The replacement, traced for tensors in `dtype`."""
+        return _traced(self.rule, self.rule.replacement, dtype, self.absent)
+
+
+@cache
+def _traced(rule: Rule, function: Callable[..., Any], dtype: torch.dtype, absent: tuple[str, ...]) -> Pattern:
+    return trace(rule, function, dtype, absent=absent, whole=function is rule.pattern)
+
+
+@cache
+def variants(rule: Rule, dtypes: tuple[torch.dtype, ...]) -> tuple[Variant, ...]:
+    """The distinct patterns of a rule: with and without its optional tensors, and over float dtypes, since casts that
+    do nothing in one dtype vanish from its trace."""
+    return tuple(v for absent in _absences(rule) for v in _over_dtypes(rule, dtypes, absent))
+
+
+def _absences(rule: Rule) -> list[tuple[str, ...]]:
+    optional = [n for n, d in rule.inputs.tensors.items() if d.optional]
+    return [absent for count in range(len(optional) + 1) for absent in combinations(optional, count)]
+
+
+def _over_dtypes(rule: Rule, dtypes: tuple[torch.dtype, ...], absent: tuple[str, ...]) -> list[Variant]:
+    found: dict[str, tuple[Pattern, set[torch.dtype]]] = {}
+    for dtype in dtypes:
+        pattern = _traced(rule, rule.pattern, dtype, absent)
+        text = "\n".join(str((n.name, n.target, n.args, n.kwargs)) for n in pattern.nodes)
+        found.setdefault(text, (pattern, set()))[1].add(dtype)
+    only = len(found) == 1
+    return [Variant(rule, replace(p, dtypes=None if only else frozenset(d)), absent) for p, d in found.values()]
+
+
+def apply_rules(gm: GraphModule, rules: Sequence[Rule], *, sabotage: str | None = None) -> Outcome:
+    """Rewrite `gm` in place with `rules`, again and again until none fires.
+
+    Args:
+        sabotage: name of a rule whose results are then falsified, to show that verification catches it.
+    """
+    dtypes = _float_dtypes(gm.graph)
+    matcher = Matcher(gm.graph)
+    outcome = Outcome()
+    for _ in range(_MAX_ROUNDS):
+        outcome.missed.clear()
+        fired = [n for r in rules for n in _apply(gm, matcher, r, dtypes, outcome, sabotage)]
+        if not fired:
+            break
+    else:
+        raise IllegalGraph("rewrite", f"rules still fire after {_MAX_ROUNDS} rounds: {', '.join(sorted({r.name for r in rules}))}")
+    gm.graph.eliminate_dead_code()
+    return outcome
+
+
+def _float_dtypes(graph: Graph) -> tuple[torch.dtype, ...]:
+    """Float dtypes of the graph's tensors. Numbers lifted into 0-dim inputs do not count: all of them are float64."""
+    found = {v.dtype for n in graph.nodes if isinstance(v := val(n), Tensor) and v.is_floating_point() and v.ndim}
+    return tuple(sorted(found or {torch.float32}, key=str))
+
+
+def _apply(
+    gm: GraphModule, matcher: Matcher, rule: Rule, dtypes: tuple[torch.dtype, ...], outcome: Outcome, sabotage: str | None
+) -> list[Node]:
+    fired: list[Node] = []
+    misses: dict[Node, NearMiss] = {}
+    if not _may_occur(rule, dtypes[0], matcher):
+        return fired
+    for variant in variants(rule, dtypes):
+        anchor = matcher.anchor(variant.pattern)
+        if anchor is None:
+            continue
+        for node in list(matcher.index[anchor.target]):
+            if not node.users or node in fired:
+                continue
+            found = matcher.attempt(variant.pattern, anchor, node, lambda m: _guard(rule, m, variant))
+            if isinstance(found, Match):
+                misses.pop(node, None)
+                outcome.applied.append(_event(rule, found.outputs[0]))
+                fired.extend(_replace(gm, matcher, rule, variant, found, falsify=rule.name == sabotage))
+            elif found is not None and (node not in misses or found.matched > misses[node].matched):
+                misses[node] = found
+    if not _grows(rule, dtypes[0]):
+        outcome.missed.extend(_event(rule, m.node, _words(rule, m)) for m in misses.values() if _is_near(m))
+    return fired
+
+
+def _may_occur(rule: Rule, dtype: torch.dtype, matcher: Matcher) -> bool:
+    """Whether the graph has all operators of a pattern but casts: only then is it worth tracing for every dtype."""
+    patterns = (_traced(rule, rule.pattern, dtype, absent) for absent in _absences(rule))
+    return any(all(matcher.index.get(p.target) for p in pattern.nodes if p.target not in CHEAP and not is_symbol(val(p))) for pattern in patterns)
+
+
+def _grows(rule: Rule, dtype: torch.dtype) -> bool:
+    """A rule that adds a step to an op already recognised: where it does not apply, nothing was missed."""
+    made = {p.target for absent in _absences(rule) for p in _traced(rule, rule.replacement, dtype, absent).nodes if p.target is not operator.getitem}
+    return any(p.target in made for absent in _absences(rule) for p in _traced(rule, rule.pattern, dtype, absent).nodes)
+
+
+def _is_near(miss: NearMiss) -> bool:
+    """More than the anchor, and at least half of the pattern, fitted."""
+    return miss.matched >= min(2, miss.of) and 2 * miss.matched >= miss.of
+
+
+def _words(rule: Rule, miss: NearMiss) -> str:
+    return f"{rule.name}: {miss.matched} of {miss.of} nodes matched, then {miss.reason}"
+
+
+def _event(rule: Rule, node: Node, reason: str = "") -> Event:
+    return Event(rule.name, node.name, module_path(node), source_line(node), reason)
+
+
+def _guard(rule: Rule, match: Match, variant: Variant) -> str | None:
+    """The reason against a match: outputs that something writes, or the rule's own condition."""
+    if rule.when is not None:
+        tensors = {n: val(match.leaves[n]) if n in match.leaves else None for n in rule.inputs.tensors}
+        verdict = rule.when(**tensors, **match.scalars)
+        if not isinstance(verdict, bool):
+            raise TypeError(f"the guard of rule {rule.name!r} returned {verdict!r}; it must return a bool also for symbolic sizes")
+        if not verdict:
+            return "the rule's condition does not hold here"
+    return _result_differs(match, variant)
+
+
+# --- replacement -------------------------------------------------------------------------------------
+
+
+def _dtype(match: Match) -> torch.dtype:
+    """The dtype that a replacement is traced for: of the match's first float tensor."""
+    return next((val(g).dtype for g in match.leaves.values() if val(g).is_floating_point()), torch.float32)
+
+
+def _result_differs(match: Match, variant: Variant) -> str | None:
+    """Run the replacement on fake tensors: shape, dtype and device must be those of what it replaces."""
+    dtype = _dtype(match)
+    key = (variant, dtype, *(_signature(g) for g in match.leaves.values()), *(str(s) for s in match.scalars.values()), *(_signature(o) for o in match.outputs))
+    if key not in _RESULTS:
+        _RESULTS[key] = _compare_results(match, variant.replacement(dtype))
+    return _RESULTS[key]
+
+
+_RESULTS: dict[Any, str | None] = {}
+
+
+def _signature(node: Node) -> tuple[Any, ...]:
+    t = val(node)
+    return (t.dtype, t.device, str(tuple(t.shape)), str(t.stride()))
+
+
+def _compare_results(match: Match, replacement: Pattern) -> str | None:
+    values = _run(replacement, {n: val(g) for n, g in match.leaves.items()}, match.scalars)
+    for new, old in zip(values, match.outputs, strict=True):
+        kept: Tensor = val(old)
+        if new.dtype != kept.dtype or new.device != kept.device or not same_shape(new, kept):
+            return f"the replacement would give {new.dtype} {tuple(new.shape)} instead of {kept.dtype} {tuple(kept.shape)}"
+    return None
+
+
+def _run(replacement: Pattern, leaves: dict[str, Any], scalars: dict[str, Any]) -> list[Any]:
+    env: dict[Node, Any] = {p: leaves[n] for p, n in replacement.leaves.items() if n in leaves}
+    mode = next(v.fake_mode for v in leaves.values())
+    with mode, torch.no_grad():
+        for p in replacement.nodes:
+            args, kwargs = _filled((p.args, p.kwargs), env, scalars)
+            env[p] = p.target(*args, **kwargs)  # type: ignore[operator]
+    return [env[o] for o in replacement.outputs]
+
+
+def _filled(value: Any, env: dict[Node, Any], scalars: dict[str, Any]) -> Any:
+    """Arguments of a traced node with its wild values and nodes filled in."""
+    if isinstance(value, Wild):
+        return scalars[value.name]
+    if isinstance(value, Node):
+        return env[value]
+    if isinstance(value, list | tuple):
+        return type(value)(_filled(v, env, scalars) for v in value)
+    if isinstance(value, dict):
+        return {k: _filled(v, env, scalars) for k, v in value.items()}
+    return value
+
+
+def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, match: Match, *, falsify: bool) -> list[Node]:
+    """Put the replacement in place of a match. Returns the nodes that are gone."""
+    old = match.outputs
+    replacement = variant.replacement(_dtype(match))
+    history = tuple(dict.fromkeys(r for g in match.nodes.values() for r in g.meta.get(RULES, ()))) + (rule.name,)
+    meta = {k: v for k, v in _richest(match).meta.items() if k not in ("val", RULES, REPLACES)}
+    env: dict[Node, Any] = dict(zip(replacement.leaves, (match.leaves[n] for n in replacement.leaves.values()), strict=True))
+    with gm.graph.inserting_before(match.before):
+        for p in replacement.nodes:
+            args, kwargs = _filled((p.args, p.kwargs), env, match.scalars)
+            env[p] = _instantiate(gm.graph, p, args, kwargs)
+            if isinstance(env[p], Node):
+                env[p].meta = {**meta, "val": _value(env[p]) if p not in replacement.outputs else None}
+        new = [env[o] for o in replacement.outputs]
+        for n, o in zip(new, old, strict=True):
+            n.meta |= {"val": val(o), RULES: history, REPLACES: o.name}
+            if falsify:
+                _falsify(gm.graph, n, match.before)
+    for p in replacement.nodes:
+        if isinstance(env[p], Node):
+            matcher.added(env[p], old[0])
+    for n, o in zip(new, old, strict=True):
+        final = n if not falsify else n.meta["hfgraph_false"]
+        o.replace_all_uses_with(final, delete_user_cb=lambda u: u is not final)
+        matcher.aliases.inherit(final, o)
+    return _erase(gm.graph, matcher, [*match.nodes.values(), *match.copies])
+
+
+def _richest(match: Match) -> Node:
+    """The node that knows its module and source line."""
+    ordered = [*match.outputs, *match.nodes.values()]
+    return next((n for n in ordered if n.meta.get("nn_module_stack")), ordered[0])
+
+
+def _instantiate(graph: Graph, p: Node, args: Any, kwargs: Any) -> Any:
+    """A node of the replacement in the graph, or a number where it is a size known now."""
+    if is_symbol(val(p)):
+        if p.target is torch.ops.aten.sym_size.int:
+            size = val(args[0]).shape[args[1]]
+            if not isinstance(size, SymInt):
+                return size
+        elif not any(isinstance(a, Node) for a in args):
+            return p.target(*args)  # type: ignore[operator]
+    return graph.call_function(p.target, args, kwargs)  # type: ignore[arg-type]
+
+
+def _value(node: Node) -> Any:
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), val)
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    fake = next((v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)), None)
+    mode: Any = getattr(fake, "fake_mode", None)
+    with mode, torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _falsify(graph: Graph, node: Node, before: Node) -> None:
+    """Three per cent off: small enough to look plausible, large enough to matter."""
+    with graph.inserting_before(before):
+        wrong = graph.call_function(torch.ops.aten.mul.Tensor, (node, 1.03))
+    wrong.meta = {**node.meta}
+    node.meta = {k: v for k, v in node.meta.items() if k not in (REPLACES,)}
+    node.meta["hfgraph_false"] = wrong
+
+
+def _erase(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> list[Node]:
+    """Remove what nobody uses any more, last first."""
+    gone = []
+    for node in sorted(set(nodes), reverse=True):
+        if not node.users:
+            graph.erase_node(node)
+            matcher.removed(node)
+            gone.append(node)
+    return gone
+
+
+# --- where a node comes from -------------------------------------------------------------------------
+
+
+def module_path(node: Node) -> str:
+    """The path of the innermost module that made a node, e.g. `model.layers.0.input_layernorm`; empty where unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [v[0] for v in stack.values() if isinstance(v, tuple)]
+    return _plain(paths[-1]) if paths else ""
+
+
+def _plain(path: str) -> str:
+    """Dynamo's `L['self'].model.layers.slice(None)[0]` -> `model.layers.0`."""
+    for noise in ("L['self']", "L['fn']", "L['model']", "._modules", "_orig_mod"):
+        path = path.replace(noise, "")
+    return path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", "").replace("..", ".").strip(".")
+
+
+def source_line(node: Node) -> str:
+    """File and line of the model's code that made a node, as `modeling_x.py:64`."""
+    trace_text = node.meta.get("stack_trace") or ""
+    for line in reversed(trace_text.splitlines()):
+        line = line.strip()
+        if line.startswith("File "):
+            path, _, rest = line[5:].partition(", line ")
+            return f"{path.strip(chr(34)).rsplit('/', 1)[-1]}:{rest.partition(',')[0]}"
+    return ""
+

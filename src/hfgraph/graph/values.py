@@ -1,0 +1,127 @@
+"""Small questions about FX nodes, asked all over the engine."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import SymBool, SymFloat, SymInt, Tensor
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._prims_common import is_contiguous_or_false
+from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+# Higher-order operators that write none of their inputs. Others are taken to write all of them.
+_PURE_HIGHER_ORDER = frozenset({"cond", "while_loop", "map_impl", "scan", "associative_scan", "flex_attention", "invoke_subgraph", "wrap"})
+
+
+def val(node: Node) -> Any:
+    """The fake value recorded for a node; None where there is none (e.g. grad-mode switches)."""
+    return node.meta.get("val")
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a node's value."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from tensors(v)
+
+
+def is_symbol(value: Any) -> bool:
+    """A size or number that is only known at run time."""
+    return isinstance(value, SymInt | SymFloat | SymBool)
+
+
+def same_size(a: Any, b: Any) -> bool:
+    """Two sizes are equal for all values of their symbols, without adding a guard."""
+    return a is b or bool(statically_known_true(a == b))
+
+
+def same_shape(a: Tensor, b: Tensor) -> bool:
+    return a.ndim == b.ndim and all(same_size(x, y) for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def same_layout(a: Tensor, b: Tensor) -> bool:
+    """Same shape, dtype, device and strides."""
+    return a.dtype == b.dtype and a.device == b.device and same_shape(a, b) and all(same_size(x, y) for x, y in zip(a.stride(), b.stride(), strict=True))
+
+
+def is_dense(value: Tensor) -> bool:
+    """Known to be contiguous, without adding a guard."""
+    return bool(is_contiguous_or_false(value))
+
+
+@cache
+def parameters(target: OpOverload) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults of an operator's arguments, in order."""
+    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments)
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """An operator node's arguments by name, defaults filled in: two spellings of one call compare equal."""
+    assert isinstance(node.target, OpOverload)
+    named = {}
+    for i, (name, default) in enumerate(parameters(node.target)):
+        named[name] = node.args[i] if i < len(node.args) else node.kwargs.get(name, default)
+    return named
+
+
+@cache
+def written(target: OpOverload) -> tuple[str, ...]:
+    """Names of the arguments that an operator writes."""
+    return tuple(a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+def written_nodes(node: Node) -> list[Node]:
+    """The inputs that a node writes in place."""
+    if isinstance(node.target, OpOverload):
+        names = written(node.target)
+        if not names:
+            return []
+        given = arguments(node)
+        found = [given[n] for n in names]
+        return [x for f in found for x in (f if isinstance(f, list | tuple) else [f]) if isinstance(x, Node)]
+    if isinstance(node.target, HigherOrderOperator) and node.target.name() not in _PURE_HIGHER_ORDER:
+        return list(node.all_input_nodes)
+    return []
+
+
+@cache
+def is_random(target: Any) -> bool:
+    return isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+
+
+def is_pure(node: Node) -> bool:
+    """Calling the node twice with equal inputs gives equal results and changes nothing else."""
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, OpOverload):
+        return not written(node.target) and not is_random(node.target)
+    return getattr(node.target, "__module__", None) in ("_operator", "math") or node.target is operator.getitem
+
+
+def regions(graph: Graph) -> dict[Node, tuple[Any, ...]]:
+    """For each node the grad mode and autocast regions around it: equal calls in different regions differ."""
+    stack: list[Any] = []
+    grad: Any = None
+    found: dict[Node, tuple[Any, ...]] = {}
+    current: tuple[Any, ...] = (None,)
+    for node in graph.nodes:
+        found[node] = current
+        if node.op != "call_function":
+            continue
+        if node.target is torch._C._set_grad_enabled:
+            grad = node.args[0]
+        elif node.target is torch.amp.autocast_mode._enter_autocast:
+            stack.append(node)
+        elif node.target is torch.amp.autocast_mode._exit_autocast and stack:
+            stack.pop()
+        else:
+            continue
+        current = (grad, *stack)
+    return found

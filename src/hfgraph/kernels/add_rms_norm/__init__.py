@@ -1,0 +1,70 @@
+"""Residual add and RMSNorm of the sum, both returned: what stands between two blocks of a pre-norm transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor.placement_types import Replicate, Shard
+
+from hfgraph.graph.inputs import Dtype, Inputs, Scalar
+from hfgraph.graph.op import Cost, op
+from hfgraph.kernels.rms_norm import _fits_triton, rms_norm
+
+_BATCH = ((Shard(0), Shard(0), Replicate()), (Shard(0), Shard(0)))
+_TOKENS = ((Shard(1), Shard(1), Replicate()), (Shard(1), Shard(1)))
+
+
+def _cost(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *_: object) -> Cost:
+    norm = rms_norm.cost(x, weight, eps)
+    return Cost(flops=norm.flops + x.numel(), bytes=norm.bytes + residual.numel() * residual.element_size() + x.numel() * x.element_size())
+
+
+@op(
+    cost=_cost,
+    inputs=Inputs(
+        x="... D",
+        residual="... D",
+        weight="D?",
+        eps=Scalar(1e-6),
+        offset=Scalar(0.0),
+        compute_dtype=Dtype(optional=True),
+        scale_dtype=Dtype(optional=True),
+        round_dtype=Dtype(optional=True),
+        weight_dtype=Dtype(optional=True),
+        out_dtype=Dtype(optional=True),
+    ),
+    shardings={"batch": _BATCH, "tokens": _TOKENS},
+)
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    offset: float = 0.0,
+    compute_dtype: torch.dtype | None = None,
+    scale_dtype: torch.dtype | None = None,
+    round_dtype: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``rms_norm(x + residual, ...)`` and the sum itself, rounded to its own dtype as a separate addition would.
+
+    Args:
+        x, residual: (..., D), of one shape.
+        weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype: see `rms_norm`.
+
+    Returns:
+        The normalised values (..., D) and the sum (..., D).
+    """
+    total = x + residual
+    normed = rms_norm.reference(total, weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype)
+    return normed, total
+
+
+def _fits(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *attributes: Any, **named: Any) -> bool:
+    return x.dtype == residual.dtype and x.shape == residual.shape and _fits_triton(x, weight, eps, *attributes, **named)
+
+
+add_rms_norm.impl("triton", device="cuda", load=".triton", when=_fits)

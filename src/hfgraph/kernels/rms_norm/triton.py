@@ -1,0 +1,26 @@
+"""RMSNorm in Triton: float32 arithmetic, any strides, the reference's rounding points."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hfgraph.kernels.launch import Launch
+from hfgraph.kernels.rms_norm._rows import launches, normalise
+
+AOT: tuple[Launch, ...] = launches(residual=False)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    offset: float = 0.0,
+    compute_dtype: torch.dtype | None = None,
+    scale_dtype: torch.dtype | None = None,
+    round_dtype: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The op's reference as one kernel: x (..., D), weight (D,) or None; returns (..., D), fresh and contiguous."""
+    return normalise(x, None, weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype)[0]

@@ -1,0 +1,82 @@
+"""Lowering: each op gets a kernel where one applies and wins; otherwise its reference is inlined by AOTAutograd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from hfgraph.errors import KernelRefused
+from hfgraph.graph.op import OPS, Implementation, Op
+from hfgraph.graph.values import val
+
+
+def lower(gm: GraphModule, kernels: Mapping[str, str]) -> int:
+    """Replace ops by implementations, in place. Returns how many.
+
+    Args:
+        kernels: op -> implementation asked for by the user.
+
+    Raises:
+        KernelRefused: an implementation asked for cannot take a call in this graph.
+    """
+    ops = {op.target: op for op in OPS.values()}
+    trained = _is_trained(gm)
+    lowered = 0
+    for node in gm.graph.nodes:
+        op = ops.get(node.target)
+        if op is None:
+            continue
+        chosen = _asked_for(op, node, kernels[op.name]) if op.name in kernels else _automatic(op, node, trained)
+        if chosen is not None:
+            node.target = chosen.target
+            node.meta["val"] = _fresh(val(node))
+            lowered += 1
+    return lowered
+
+
+def _is_trained(gm: GraphModule) -> bool:
+    """Gradients may be asked for: then the reference, which AOTAutograd differentiates and fuses, is the better choice."""
+    return torch.is_grad_enabled() and any(isinstance(v := val(n), Tensor) and v.requires_grad for n in gm.graph.nodes if n.op == "placeholder")
+
+
+def _asked_for(op: Op, node: Node, name: str) -> Implementation | None:
+    if name == "reference":
+        return None
+    implementation = op.implementations[name]
+    device = _device(node)
+    if device != implementation.device:
+        raise KernelRefused(op.name, name, f"it runs on {implementation.device}, the tensors are on {device}")
+    args, kwargs = _values(node)
+    if not implementation.accepts(*args, **kwargs):
+        shapes = ", ".join(f"{tuple(a.shape)} {a.dtype}" for a in args if isinstance(a, Tensor))
+        raise KernelRefused(op.name, name, f"it does not take these arguments ({shapes})")
+    return implementation
+
+
+def _automatic(op: Op, node: Node, trained: bool) -> Implementation | None:
+    if trained:
+        return None
+    device = _device(node)
+    args, kwargs = _values(node)
+    return next((i for i in op.implementations.values() if i.auto and i.device == device and i.accepts(*args, **kwargs)), None)
+
+
+def _device(node: Node) -> str:
+    return next(v.device.type for a in node.all_input_nodes if isinstance(v := val(a), Tensor))
+
+
+def _values(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return torch.fx.node.map_arg((node.args, node.kwargs), val)
+
+
+def _fresh(value: Any) -> Any:
+    """Kernels return contiguous tensors, whatever strides the reference would give."""
+    if isinstance(value, Tensor):
+        mode: Any = getattr(value, "fake_mode", None)
+        with mode:
+            return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    return tuple(_fresh(v) for v in value)

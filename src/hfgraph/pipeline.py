@@ -1,0 +1,101 @@
+"""The stages, on one screen. The runner times each pass, lints, checks that the graph is legal, and notes what was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch.fx import GraphModule
+
+from hfgraph.errors import IllegalGraph
+from hfgraph.graph.canonical import tidy
+from hfgraph.graph.cse import merge_equal
+from hfgraph.graph.legal import problem
+from hfgraph.graph.rewrite import Event, Outcome, apply_rules
+from hfgraph.lower import lower
+from hfgraph.options import Options
+from hfgraph.rewrites import rules
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may look at besides the graph."""
+
+    options: Options
+    sabotage: str | None = None
+
+
+@dataclass
+class Done:
+    """What a pass did: a number of changes, and the events of its rules."""
+
+    changes: int = 0
+    applied: list[Event] = field(default_factory=list)
+    missed: list[Event] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One named step; it changes the graph in place, and leaves it legal for `stage`."""
+
+    stage: str
+    name: str
+    run: Callable[[GraphModule, Context], Done]
+
+
+def _counted(step: Callable[[GraphModule], int]) -> Callable[[GraphModule, Context], Done]:
+    return lambda gm, _: Done(step(gm))
+
+
+def _rewritten(stage: str) -> Callable[[GraphModule, Context], Done]:
+    def run(gm: GraphModule, context: Context) -> Done:
+        active = [r for r in rules(stage) if r.name not in context.options.disable]
+        outcome: Outcome = apply_rules(gm, active, sabotage=context.sabotage)
+        return Done(len(outcome.applied), outcome.applied, outcome.missed)
+
+    return run
+
+
+PIPELINE: tuple[Pass, ...] = (
+    Pass("canonical", "one spelling, no no-ops, no hidden mutation", _counted(tidy)),
+    Pass("recognise", "spellings become ops", _rewritten("recognise")),
+    Pass("recognise", "equal values are computed once", _counted(merge_equal)),
+    Pass("fuse", "neighbouring ops become one", _rewritten("fuse")),
+    Pass("lower", "each op gets its implementation", lambda gm, context: Done(lower(gm, context.options.kernels))),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report: a pass, what it did, and how long it took."""
+
+    stage: str
+    name: str
+    changes: int
+    nodes: int
+    seconds: float
+
+
+def run(gm: GraphModule, context: Context, passes: Sequence[Pass] = PIPELINE, after: Callable[[Pass, Done], None] | None = None) -> list[Row]:
+    """Run `passes` on a captured graph, in place.
+
+    Args:
+        after: called after each pass, for reports.
+
+    Raises:
+        IllegalGraph: a pass left a graph that its stage does not allow.
+    """
+    rows = []
+    for step in passes:
+        start = time.perf_counter()
+        done = step.run(gm, context)
+        seconds = time.perf_counter() - start
+        found = problem(gm, step.stage)
+        if found is not None:
+            raise IllegalGraph(step.stage, found)
+        rows.append(Row(step.stage, step.name, done.changes, len(gm.graph.nodes), seconds))
+        if after is not None:
+            after(step, done)
+    gm.recompile()
+    return rows

@@ -1,0 +1,165 @@
+"""What hfgraph did to a model: sites, near misses in words, graphs, time. As objects, a dict, and text."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch.fx import GraphModule
+
+from hfgraph.graph.op import OPS
+from hfgraph.graph.rewrite import RULES, Event, module_path, source_line
+from hfgraph.pipeline import Done, Pass, Row
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the model.
+
+    Attributes:
+        rule: the op it was recognised as, the fusion applied, or the rule that nearly matched.
+        status: "recognised", "fused" or "near miss".
+        module: path of the module, e.g. `model.layers.0.input_layernorm`; empty where unknown.
+        source: file and line of the model's code.
+        reason: for a near miss, what was found and what was expected.
+        steps: the rules that led here, in order.
+    """
+
+    rule: str
+    status: str
+    module: str
+    source: str
+    reason: str = ""
+    steps: tuple[str, ...] = ()
+
+
+@dataclass
+class GraphReport:
+    """One graph that Dynamo handed over."""
+
+    nodes: int
+    name: str = ""
+    sites: list[Site] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    merged: int = 0
+    capture_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    unrewritten: str = ""
+    calls: int = 1
+
+    def note(self, gm: GraphModule, step: Pass, done: Done) -> None:
+        """Take down what a pass did."""
+        if step.stage == "recognise" and done.applied:
+            self.sites = _recognised(gm)
+        if step.stage == "fuse":
+            self.sites += [_site(e, "fused") for e in done.applied]
+        self.sites += [_site(e, "near miss") for e in done.missed]
+        if "computed once" in step.name:
+            self.merged = done.changes
+
+    @property
+    def rewrite_seconds(self) -> float:
+        return sum(r.seconds for r in self.rows)
+
+
+def _recognised(gm: GraphModule) -> list[Site]:
+    ops = {op.target: name for name, op in OPS.items()}
+    return [
+        Site(ops[n.target], "recognised", module_path(n), source_line(n), steps=n.meta.get(RULES, ()))
+        for n in gm.graph.nodes
+        if n.target in ops
+    ]  # fmt: skip
+
+
+def _site(event: Event, status: str) -> Site:
+    return Site(event.rule, status, event.module, event.source, event.reason)
+
+
+@dataclass
+class Report:
+    """The graphs of one model or function, and what was done to them."""
+
+    graphs: list[GraphReport] = field(default_factory=list)
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every site in every graph; a graph that one call of the model runs several times counts each time."""
+        return [s for g in self.graphs for _ in range(g.calls) for s in g.sites]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Sites recognised or fused, by op or rule."""
+        return dict(Counter(s.rule for s in self.sites if s.status != "near miss"))
+
+    @property
+    def near_misses(self) -> list[Site]:
+        return [s for s in self.sites if s.status == "near miss"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts, "sites": [asdict(s) for s in self.sites], "graphs": [_summary(g) for g in self.graphs]}
+
+    def __str__(self) -> str:
+        from hfgraph.tables import report_text
+
+        return report_text(self)
+
+
+def _summary(graph: GraphReport) -> dict[str, Any]:
+    return {
+        "name": graph.name,
+        "nodes": graph.nodes,
+        "calls": graph.calls,
+        "merged": graph.merged,
+        "unrewritten": graph.unrewritten,
+        "capture_seconds": graph.capture_seconds,
+        "compile_seconds": graph.compile_seconds,
+        "passes": [asdict(r) for r in graph.rows],
+    }
+
+
+# --- the reports of this process ----------------------------------------------------------------------
+
+_LAST = Report()
+
+
+def last_report() -> Report:
+    """The report of the most recent compilation in this process: all graphs of one model, graph breaks included."""
+    return _LAST
+
+
+def record(graph: GraphReport) -> None:
+    """Add a graph to the running report; the graph of a new outermost call starts a new one."""
+    global _LAST
+    if _is_outermost(_frames()):
+        _LAST = Report()
+    _LAST.graphs.append(graph)
+
+
+def _frames() -> Iterable[tuple[str, str]]:
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _is_outermost(frames: Iterable[tuple[str, str]]) -> bool:
+    """Whether Dynamo compiles the function that the user called, not one called after a graph break in it.
+
+    Going outward from the backend: Dynamo's compiler, then nothing but module call machinery, then the compiled
+    callable's entry. Code of the model in between means that an outer part of it already runs.
+    """
+    inside_dynamo = True
+    for file, name in frames:
+        dynamo = "/torch/_dynamo/" in file or "/torch/_inductor/" in file or "/hfgraph/" in file or "/torch/_" in file
+        if inside_dynamo and (dynamo or "/contextlib.py" in file):
+            continue
+        inside_dynamo = False
+        if "torch/_dynamo/eval_frame.py" in file:
+            return True
+        if "torch/nn/modules/module.py" in file or "/contextlib.py" in file:
+            continue
+        return False if not name.startswith("<module>") else True
+    return True

@@ -1,0 +1,1 @@
+"""Neighbouring ops become one op."""

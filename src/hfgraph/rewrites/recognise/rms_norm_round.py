@@ -1,0 +1,27 @@
+"""The normalised values are cast before the weight is applied."""
+
+import torch
+
+from hfgraph.graph.inputs import Dtype, Inputs, Scalar
+from hfgraph.graph.rule import Rule
+from hfgraph.kernels.rms_norm import rms_norm
+
+
+def pattern(x, eps, compute, scale, dtype):
+    return rms_norm(x, None, eps, compute_dtype=compute, scale_dtype=scale).to(dtype)
+
+
+def replacement(x, eps, compute, scale, dtype):
+    return rms_norm(x, None, eps, compute_dtype=compute, scale_dtype=scale, round_dtype=dtype)
+
+
+def when(x, eps, compute, scale, dtype):
+    return dtype.is_floating_point
+
+
+RULE = Rule(
+    pattern,
+    replacement,
+    inputs=Inputs(x="... D", eps=Scalar(1e-6), compute=Dtype(optional=True), scale=Dtype(optional=True), dtype=Dtype(torch.bfloat16)),
+    when=when,
+)

@@ -1,0 +1,57 @@
+"""Is a kernel's result the reference's? Judged in float64, and counted in units in the last place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from kernel_cases import coarsest
+from torch import Tensor
+
+from hfgraph.graph.op import Op
+
+# In float32 only the order of a sum may differ from the reference: some units. Narrower results hide that, but for values that
+# lie next to a rounding boundary, where one unit and a few elements in a thousand are the price.
+UNITS = {torch.float32: 4, torch.float16: 1, torch.bfloat16: 1}
+MOVED = 0.005
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def check(op: Op, got: Any, arguments: Mapping[str, Any], moved_at_most: float = MOVED) -> None:
+    """Raise AssertionError, in words, unless `got` is what the op's reference gives for the arguments."""
+    want = outputs(op.reference(**arguments))
+    got = outputs(got)
+    exact = outputs(op.reference(**{n: _double(a) for n, a in arguments.items()}))
+    assert len(got) == len(want)
+    for i, (g, w, e) in enumerate(zip(got, want, exact, strict=True)):
+        unit = coarsest(arguments, w)
+        assert (g.dtype, g.shape) == (w.dtype, w.shape), f"output {i} is {g.dtype} {tuple(g.shape)}, the reference's {w.dtype} {tuple(w.shape)}"
+        assert g.is_contiguous(), f"output {i} is not contiguous: strides {g.stride()}"
+        assert torch.equal(g.isnan(), w.isnan()), f"output {i}: NaN in {int(g.isnan().sum())} elements, in the reference in {int(w.isnan().sum())}"
+        g, w = g.double(), w.double()
+        gap = (g - w).abs()
+        off = int((gap > UNITS[unit] * _unit(torch.maximum(g.abs(), w.abs()), unit)).sum())
+        assert off == 0, f"output {i}: {off} of {g.numel()} elements are off by more than {UNITS[unit]} units of {unit}, at most {gap.max():.3g}"
+        if unit is not torch.float32:
+            moved = int((gap > 0).sum())
+            assert moved <= max(2, moved_at_most * g.numel()), f"output {i}: {moved} of {g.numel()} elements differ from the reference"
+        error, usual = ((t - e).abs().max().item() for t in (g, w))
+        slack = UNITS[torch.float32] * _unit(w.abs().max(), torch.float32).item()
+        assert error <= 1.25 * usual + slack, f"output {i}: error to float64 {error:.3g}, the reference's {usual:.3g}"
+
+
+def _double(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.double()
+    return torch.float64 if isinstance(argument, torch.dtype) else argument
+
+
+def _unit(size: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance from `size` to the next larger number in `dtype`."""
+    info = torch.finfo(dtype)
+    _, exponent = torch.frexp(size.double())
+    return torch.clamp(info.eps * torch.exp2(exponent.double() - 1), min=info.eps * info.tiny)
