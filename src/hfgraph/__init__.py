@@ -11,25 +11,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hfgraph.explain import explain as explain
+    from hfgraph.explaining import explain as explain
     from hfgraph.options import Options as Options
     from hfgraph.report import Report as Report
     from hfgraph.report import Site as Site
     from hfgraph.report import last_report as last_report
-    from hfgraph.verify import Verdict as Verdict
-    from hfgraph.verify import verify as verify
+    from hfgraph.verifying import Verdict as Verdict
+    from hfgraph.verifying import verify as verify
 
 __version__ = "0.1.0"
 
 # Imported on first use, so that `import hfgraph` stays light: no transformers, no triton, no compiler.
 _PUBLIC = {
-    "explain": "hfgraph.explain",
+    "explain": "hfgraph.explaining",
     "last_report": "hfgraph.report",
     "Options": "hfgraph.options",
     "Report": "hfgraph.report",
     "Site": "hfgraph.report",
-    "verify": "hfgraph.verify",
-    "Verdict": "hfgraph.verify",
+    "verify": "hfgraph.verifying",
+    "Verdict": "hfgraph.verifying",
 }
 
 __all__ = ["Options", "Report", "Site", "Verdict", "explain", "last_report", "verify"]

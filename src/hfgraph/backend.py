@@ -45,7 +45,7 @@ def hfgraph(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None 
     check_inputs(gm, example_inputs)
     rewritten, found = rewrite(gm, example_inputs, Context(chosen))
     start = time.perf_counter()
-    compiled = _inductor(rewritten, example_inputs, chosen, mode) if chosen.inductor else rewritten
+    compiled = inductor(rewritten, example_inputs, chosen, mode) if chosen.inductor else rewritten
     found.compile_seconds = time.perf_counter() - start
     report.record(found)
     return compiled
@@ -77,7 +77,8 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], context: Context) ->
     return gm, found
 
 
-def _inductor(gm: GraphModule, example_inputs: Sequence[Any], options: Options, mode: str | None) -> Callable[..., Any]:
+def inductor(gm: GraphModule, example_inputs: Sequence[Any], options: Options, mode: str | None) -> Callable[..., Any]:
+    """Hand a graph to Inductor."""
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 

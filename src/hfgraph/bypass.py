@@ -30,9 +30,11 @@ def watch() -> None:
 
 
 def _is_ours(module: OptimizedModule) -> bool:
-    found: Any = module.__dict__.get("dynamo_ctx")
-    backend = getattr(found, "_torchdynamo_orig_backend", None) or getattr(getattr(found, "callback", None), "_torchdynamo_orig_backend", None)
-    return getattr(backend, "compiler_name", "") == "hfgraph"
+    """Dynamo wraps the backend several times; the innermost wrapper knows its name."""
+    found: Any = getattr(module.__dict__.get("dynamo_ctx"), "callback", None)
+    while (inner := getattr(found, "_torchdynamo_orig_backend", None)) is not None:
+        found = inner
+    return getattr(found, "compiler_name", "") == "hfgraph"
 
 
 @cache
@@ -41,5 +43,5 @@ def _warn(name: str) -> None:
         f"torch.compile(model).{name}() calls the module inside, which is not compiled. Compile in place instead: "
         f'model.compile(backend="hfgraph"), then model.{name}(...).',
         CompiledModuleBypassed,
-        stacklevel=4,
+        stacklevel=3,
     )

@@ -129,6 +129,13 @@ class NotAModel(HfgraphError, TypeError):
         )
 
 
+class NotAvailable(HfgraphError, NotImplementedError):
+    """Something that the public surface names and this version does not do."""
+
+    def __init__(self, what: str, why: str, do: str) -> None:
+        super().__init__(f"{what} is not available in this version: {why}; {do}.")
+
+
 class NothingCompiled(HfgraphError, RuntimeError):
     """The call did not reach a graph."""
 
@@ -144,6 +151,15 @@ class ModelNotFound(HfgraphError, ValueError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"cannot load the model {name!r}: {reason} Give a local folder with config.json, or a hub name such as 'Qwen/Qwen2.5-0.5B-Instruct'.")
+
+
+class CannotMakeInputs(HfgraphError, ValueError):
+    """The command line has no inputs for a model: it makes tokens, at random or from a text."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(
+            f"cannot make inputs for {name!r}: {why}. Change --prompt, --length or --batch, or give inputs of your own in Python: hfgraph.verify(model, **inputs)."
+        )
 
 
 # --- versions ----------------------------------------------------------------------------------------

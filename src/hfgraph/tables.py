@@ -12,7 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from hfgraph.report import Report, Site
-    from hfgraph.verify import Verdict
+    from hfgraph.verifying import Verdict
 
 _WIDTH = 120
 
@@ -94,7 +94,9 @@ def verdict_parts(verdict: Verdict) -> list[RenderableType]:
         sites.add_column(column)
     by_rule = Counter(s.rule for s in verdict.sites)
     for rule, count in by_rule.items():
-        worst = max((s for s in verdict.sites if s.rule == rule), key=lambda s: s.error / max(s.allowed, 1e-300))
+        mine = [s for s in verdict.sites if s.rule == rule]
+        # In the order of the graph, the first wrong site is the cause of those after it.
+        worst = next((s for s in mine if not s.ok), max(mine, key=lambda s: s.error / max(s.allowed, 1e-300)))
         sites.add_row(rule, str(count), f"{worst.error:.1e}", f"{worst.allowed:.1e}", "ok" if worst.ok else f"WRONG at {worst.module}")
     if by_rule:
         parts.append(sites)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -72,7 +73,7 @@ def needs(kernel: Any) -> Needs:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(kernel.asm["cubin"])
             file.flush()
-            command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+            command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
             usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         # What the driver itself reserves (1 KiB from sm_90 on) is in SHARED too; Triton's number is what the kernel asks for.
         return Needs(spilled=_total(r"(?:STACK|LOCAL):(\d+)", usage), shared=kernel.metadata.shared)

@@ -19,6 +19,7 @@ class Aliases:
 
     def __init__(self, graph: Graph) -> None:
         self._roots: dict[Node, frozenset[Node]] = {}
+        self._storages = {node: _storages(node) for node in graph.nodes}
         self._writes: dict[Node, list[Node]] = defaultdict(list)
         self._members: dict[Node, list[Node]] = defaultdict(list)
         for node in graph.nodes:
@@ -33,8 +34,8 @@ class Aliases:
     def _find(self, node: Node) -> frozenset[Node]:
         if node.op in ("placeholder", "get_attr") or node.meta.get(FRESH):
             return frozenset([node])
-        mine = _storages(node)
-        found = [r for i in node.all_input_nodes if mine & _storages(i) for r in self._roots[i]]
+        mine = self._storages[node]
+        found = [r for i in node.all_input_nodes if not mine.isdisjoint(self._storages[i]) for r in self._roots[i]]
         return frozenset(found) if found else frozenset([node])
 
     def roots(self, node: Node) -> frozenset[Node]:

@@ -117,7 +117,7 @@ def _isolate_vmap(gm: GraphModule) -> GraphModule:
     spans = _vmap_spans(gm)
     if not spans:
         return gm
-    gm = GraphModule(gm, _copy_graph(gm))
+    gm = copied(gm)
     for span in _vmap_spans(gm):
         _outline(gm, span)
     gm.graph.lint()
@@ -125,14 +125,23 @@ def _isolate_vmap(gm: GraphModule) -> GraphModule:
     return gm
 
 
-def _copy_graph(gm: GraphModule) -> torch.fx.Graph:
+def copied(gm: GraphModule) -> GraphModule:
+    """A copy of a graph with the same names and notes; it shares the module's constants."""
     graph = torch.fx.Graph()
-    copied: dict[Node, Node] = {}
-    result = graph.graph_copy(gm.graph, copied)
-    graph.output(result)
-    for old, new in copied.items():
+    made: dict[Node, Node] = {}
+    graph.output(graph.graph_copy(gm.graph, made))
+    for old, new in made.items():
         new.meta = old.meta.copy()
-    return graph
+        _copy_source(old, new)
+    copy = GraphModule(gm, graph)
+    copy.meta.update(gm.meta)
+    return copy
+
+
+def _copy_source(old: Node, new: Node) -> None:
+    """Dynamo notes on a placeholder where its value comes from."""
+    if hasattr(old, "_dynamo_source"):
+        new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
 
 
 def _vmap_spans(gm: GraphModule) -> list[list[Node]]:
@@ -200,5 +209,4 @@ def _copy_placeholder_meta(source: GraphModule, target: GraphModule) -> None:
     for old, new in zip(olds, news, strict=True):
         value = new.meta.get("val")
         new.meta = {**old.meta, "val": value}
-        if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source
+        _copy_source(old, new)

@@ -12,19 +12,30 @@ from hfgraph.graph.values import is_pure, regions, val
 
 
 class ValueNumbers:
-    """`same(a, b)`: the two nodes hold equal values, by structure. Random, impure and written values are only themselves."""
+    """`same(a, b)`: the two nodes hold equal values, by structure. Random, impure and written values are only themselves.
+
+    Numbers are given on demand: most questions are about one node and itself.
+    """
 
     def __init__(self, graph: Graph, aliases: Aliases) -> None:
         self._aliases = aliases
         self._regions = regions(graph)
         self._numbers: dict[Any, int] = {}
         self._of: dict[Node, int] = {}
-        for node in graph.nodes:
-            self.add(node)
 
-    def add(self, node: Node) -> None:
-        """Number a node whose inputs are numbered."""
-        self._of[node] = self._numbers.setdefault(self._key(node), len(self._numbers))
+    def number(self, node: Node) -> int:
+        """The number of the node's value. Iterative: graphs are deeper than Python's stack."""
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            waiting = [n for n in current.all_input_nodes if n not in self._of] if current not in self._of else []
+            if waiting:
+                stack.extend(waiting)
+                continue
+            stack.pop()
+            if current not in self._of:
+                self._of[current] = self._numbers.setdefault(self._key(current), len(self._numbers))
+        return self._of[node]
 
     def _key(self, node: Node) -> Any:
         if not is_pure(node) or any(self._aliases.is_written(n) for n in (node, *node.all_input_nodes)):
@@ -38,7 +49,7 @@ class ValueNumbers:
 
     def _frozen(self, value: Any) -> Any:
         if isinstance(value, Node):
-            return ("node", self._of.get(value, value))
+            return ("node", self._of[value])
         if isinstance(value, list | tuple):
             return tuple(self._frozen(v) for v in value)
         if isinstance(value, dict):
@@ -55,10 +66,7 @@ class ValueNumbers:
         self._regions[node] = self._regions.get(like)
 
     def same(self, a: Node, b: Node) -> bool:
-        if a is b:
-            return True
-        first, second = self._of.get(a), self._of.get(b)
-        return first is not None and first == second
+        return a is b or (a.target == b.target and self.number(a) == self.number(b))
 
 
 def merge_equal(gm: GraphModule) -> int:
@@ -71,7 +79,7 @@ def merge_equal(gm: GraphModule) -> int:
     for node in list(gm.graph.nodes):
         if node.op != "call_function" or not isinstance(val(node), Tensor | list | tuple):
             continue
-        kept = first.setdefault(numbers._of[node], node)
+        kept = first.setdefault(numbers.number(node), node)
         if kept is node or (kept in leaving and node in leaving):
             continue
         node.replace_all_uses_with(kept)

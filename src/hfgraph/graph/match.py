@@ -104,7 +104,6 @@ class Matcher:
     def added(self, node: Node, like: Node) -> None:
         """Take a new node into account; it stands where `like` stood."""
         self.numbers.place(node, like)
-        self.numbers.add(node)
         self.index[node.target].append(node)
 
     def removed(self, node: Node) -> None:

@@ -14,7 +14,7 @@ from torch import SymInt, Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from hfgraph.errors import IllegalGraph
-from hfgraph.graph.match import CHEAP, Match, Matcher, NearMiss
+from hfgraph.graph.match import CHEAP, Match, Matcher, NearMiss, label
 from hfgraph.graph.pattern import Pattern, Wild, trace
 from hfgraph.graph.rule import Rule
 from hfgraph.graph.values import is_symbol, same_shape, val
@@ -85,12 +85,14 @@ def _over_dtypes(rule: Rule, dtypes: tuple[torch.dtype, ...], absent: tuple[str,
 
 
 def apply_rules(gm: GraphModule, rules: Sequence[Rule], *, sabotage: str | None = None) -> Outcome:
-    """Rewrite `gm` in place with `rules`, again and again until none fires.
+    """Rewrite `gm` in place with `rules`, again and again until none fires. Larger patterns come first: smaller ones
+    are their fallback.
 
     Args:
         sabotage: name of a rule whose results are then falsified, to show that verification catches it.
     """
     dtypes = _float_dtypes(gm.graph)
+    rules = sorted(rules, key=lambda r: -_size(r, dtypes[0]))
     matcher = Matcher(gm.graph)
     outcome = Outcome()
     for _ in range(_MAX_ROUNDS):
@@ -100,8 +102,13 @@ def apply_rules(gm: GraphModule, rules: Sequence[Rule], *, sabotage: str | None 
             break
     else:
         raise IllegalGraph("rewrite", f"rules still fire after {_MAX_ROUNDS} rounds: {', '.join(sorted({r.name for r in rules}))}")
-    gm.graph.eliminate_dead_code()
+    if outcome.applied:
+        gm.graph.eliminate_dead_code()
     return outcome
+
+
+def _size(rule: Rule, dtype: torch.dtype) -> int:
+    return len(_traced(rule, rule.pattern, dtype, ()).nodes)
 
 
 def _float_dtypes(graph: Graph) -> tuple[torch.dtype, ...]:
@@ -237,25 +244,38 @@ def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, ma
     history = tuple(dict.fromkeys(r for g in match.nodes.values() for r in g.meta.get(RULES, ()))) + (rule.name,)
     meta = {k: v for k, v in _richest(match).meta.items() if k not in ("val", RULES, REPLACES)}
     env: dict[Node, Any] = dict(zip(replacement.leaves, (match.leaves[n] for n in replacement.leaves.values()), strict=True))
+    known = _known_values(replacement, old)
     with gm.graph.inserting_before(match.before):
         for p in replacement.nodes:
             args, kwargs = _filled((p.args, p.kwargs), env, match.scalars)
             env[p] = _instantiate(gm.graph, p, args, kwargs)
             if isinstance(env[p], Node):
-                env[p].meta = {**meta, "val": _value(env[p]) if p not in replacement.outputs else None}
+                env[p].meta = {**meta, "val": known[p] if p in known else _value(env[p])}
         new = [env[o] for o in replacement.outputs]
         for n, o in zip(new, old, strict=True):
-            n.meta |= {"val": val(o), RULES: history, REPLACES: o.name}
-            if falsify:
-                _falsify(gm.graph, n, match.before)
+            n.meta |= {RULES: history}
+            if REPLACES in o.meta or RULES not in o.meta:
+                n.meta[REPLACES] = o.meta.get(REPLACES, o.name)
+        new = [_falsify(gm.graph, n, match.before) for n in new] if falsify else new
     for p in replacement.nodes:
         if isinstance(env[p], Node):
             matcher.added(env[p], old[0])
     for n, o in zip(new, old, strict=True):
-        final = n if not falsify else n.meta["hfgraph_false"]
-        o.replace_all_uses_with(final, delete_user_cb=lambda u: u is not final)
-        matcher.aliases.inherit(final, o)
+        if falsify:
+            matcher.added(n, old[0])
+        o.replace_all_uses_with(n)
+        matcher.aliases.inherit(n, o)
     return _erase(gm.graph, matcher, [*match.nodes.values(), *match.copies])
+
+
+def _known_values(replacement: Pattern, old: Sequence[Node]) -> dict[Node, Any]:
+    """Values of the replacement's nodes that follow from what it replaces, without evaluating it."""
+    known = {p: val(o) for p, o in zip(replacement.outputs, old, strict=True)}
+    for p in replacement.nodes:
+        items = {u.args[1]: known[u] for u in p.users if u.target is operator.getitem and u in known}
+        if items and isinstance(val(p), list | tuple) and len(items) == len(val(p)):
+            known[p] = tuple(items[i] for i in range(len(items)))
+    return known
 
 
 def _richest(match: Match) -> Node:
@@ -286,13 +306,13 @@ def _value(node: Node) -> Any:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _falsify(graph: Graph, node: Node, before: Node) -> None:
+def _falsify(graph: Graph, node: Node, before: Node) -> Node:
     """Three per cent off: small enough to look plausible, large enough to matter."""
     with graph.inserting_before(before):
         wrong = graph.call_function(torch.ops.aten.mul.Tensor, (node, 1.03))
     wrong.meta = {**node.meta}
-    node.meta = {k: v for k, v in node.meta.items() if k not in (REPLACES,)}
-    node.meta["hfgraph_false"] = wrong
+    node.meta = {k: v for k, v in node.meta.items() if k != REPLACES}
+    return wrong
 
 
 def _erase(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> list[Node]:
@@ -307,6 +327,12 @@ def _erase(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> list[Node]:
 
 
 # --- where a node comes from -------------------------------------------------------------------------
+
+
+def site_name(node: Node) -> str:
+    """What a rewritten node is called in reports: the op it calls, or takes a result of."""
+    source = node.args[0] if node.target is operator.getitem else node
+    return label(source) if isinstance(source, Node) else label(node)
 
 
 def module_path(node: Node) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -19,9 +20,10 @@ TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: t
 def widen(value):
     """A float tensor in float32; exact."""
     if INTERPRETED and value.dtype == tl.bfloat16:
-        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+        wide = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
-        return value.to(tl.float32)
+        wide = value.to(tl.float32)
+    return wide
 
 
 @triton.jit
@@ -31,15 +33,15 @@ def narrow(value, dtype: tl.constexpr):
         bits = value.to(tl.uint32, bitcast=True)
         # One NaN for all: a payload in the lower half alone would be cut off and leave an infinity.
         bits = tl.where(value == value, bits, 0x7FC00000)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        narrowed = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        return value.to(dtype)
+        narrowed = value.to(dtype)
+    return narrowed
 
 
 @triton.jit
 def rounded(value, dtype: tl.constexpr):
     """A float32 tensor with the values that `dtype` can hold; None and float32 leave it alone."""
-    if dtype is None or dtype == tl.float32:
-        return value
-    else:
-        return widen(narrow(value, dtype))
+    if dtype is not None and dtype != tl.float32:
+        value = widen(narrow(value, dtype))
+    return value

@@ -13,7 +13,7 @@ STAGES = ("recognise", "fuse")
 
 @cache
 def rules(stage: str) -> tuple[Rule, ...]:
-    """The rules of one stage, largest pattern first, so that a smaller one is the fallback of a larger."""
+    """The rules of one stage, by name of their files."""
     package = importlib.import_module(f"{__name__}.{stage}")
     found = []
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):

@@ -22,12 +22,11 @@ from hfgraph.kernels.strides import Rows
 @triton.jit
 def _rows(tensor, row, size1, size2, stride0, stride1, stride2):
     """Where each row begins in a tensor whose leading dims are (any, size1, size2); None stays None."""
-    if tensor is None:
-        return None
-    else:
+    if tensor is not None:
         outer = row // size2
         # A row number fits 32 bits, where division is cheap; an offset may not.
-        return tensor + (outer // size1).to(tl.int64) * stride0 + (outer % size1).to(tl.int64) * stride1 + (row % size2).to(tl.int64) * stride2
+        tensor += (outer // size1).to(tl.int64) * stride0 + (outer % size1).to(tl.int64) * stride1 + (row % size2).to(tl.int64) * stride2
+    return tensor
 
 
 @triton.jit
@@ -60,13 +59,11 @@ def _scaled(h, squares, weight, width, eps, SCALE: tl.constexpr, ROUND: tl.const
 @triton.jit
 def _weights(weight, column, width, step, WEIGHT: tl.constexpr, OFFSET: tl.constexpr):
     """The weight plus its offset, in float32, rounded as WEIGHT: (1, D); None without a weight."""
-    if weight is None:
-        return None
-    else:
-        w = rounded(widen(tl.load(weight + column * step, mask=column < width, other=0.0)), WEIGHT)
+    if weight is not None:
+        weight = rounded(widen(tl.load(weight + column * step, mask=column < width, other=0.0)), WEIGHT)
         if OFFSET != 0.0:
-            w = rounded(w + OFFSET, WEIGHT)
-        return w
+            weight = rounded(weight + OFFSET, WEIGHT)
+    return weight
 
 
 @triton.jit
@@ -186,6 +183,7 @@ def normalise(
     x_step, r_step, w_step = seen.tensors[0].stride(-1), seen.tensors[-1].stride(-1), 1 if weight is None else weight.stride(0)
     config = config_for(width, x_step == r_step == w_step == 1)
     rows = out.numel() // width
+    assert rows < 2**31, "rows are numbered in 32 bits"
     with torch.cuda.device_of(x):
         config.kernel[(triton.cdiv(rows, config.rows),)](
             seen.tensors[0], None if residual is None else seen.tensors[1], weight, out, total, rows, width, size1, size2,

@@ -1,0 +1,171 @@
+"""`hfgraph.verify`: it holds on sound models, and fails on unsound ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import hfgraph
+from hfgraph.errors import MetaModel, NotAModel, NotAvailable, NothingCompiled
+from hfgraph.graph import rewrite
+from hfgraph.graph.judge import Float64, Recorder, judge
+
+
+class Norm(nn.Module):
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x):
+        h = x.float()
+        return self.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int = 24) -> None:
+        super().__init__()
+        self.first, self.second = Norm(dim), Norm(dim)
+        self.up, self.down = nn.Linear(dim, 40), nn.Linear(40, dim)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(dim))
+
+    def forward(self, x):
+        self.seen.add_(x.float().mean((0, 1)))
+        x = x + self.drop(self.down(torch.relu(self.up(self.first(x)))))
+        return self.second(x), x
+
+
+class Broken(nn.Module):
+    """Dynamo splits it into two graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Block(), Block()
+
+    def forward(self, x):
+        x, _ = self.a(x)
+        torch._dynamo.graph_break()
+        return self.b(x)[0]
+
+
+@pytest.fixture
+def block() -> Block:
+    torch.manual_seed(0)
+    return Block()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_holds_and_catches_every_sabotage(block: Block, dtype: torch.dtype) -> None:
+    block = block.to(dtype)
+    verdict = hfgraph.verify(block, torch.randn(2, 5, 24).to(dtype), sabotage=True)
+    assert verdict and verdict.ok, str(verdict)
+    assert {"rms_norm", "rms_norm_weight", "add_rms_norm"} <= set(verdict.sabotage)
+    assert all(verdict.sabotage.values())
+    assert {(o.weights, o.side) for o in verdict.outputs} == {(w, s) for w in ("perturbed", "true") for s in ("rewritten", "compiled")}
+    assert {s.rule for s in verdict.sites} == {"rms_norm", "add_rms_norm"}
+    assert 0 < verdict.max_error < 1
+
+
+def test_weights_buffers_and_mode_are_restored_exactly(block: Block) -> None:
+    block.train()
+    block.drop.eval()
+    before = {k: v.clone() for k, v in block.state_dict().items() if k != "seen"}
+    hfgraph.verify(block, torch.randn(2, 5, 24))
+    assert all(torch.equal(v, block.state_dict()[k]) for k, v in before.items())
+    assert block.training and block.first.training and not block.drop.training
+
+
+def test_graph_breaks_are_verified_graph_by_graph() -> None:
+    torch.manual_seed(0)
+    verdict = hfgraph.verify(Broken(), torch.randn(2, 5, 24))
+    assert verdict.ok
+    assert {o.name.split(",")[0] for o in verdict.outputs} == {"graph 0", "graph 1"}
+
+
+def test_written_inputs_are_compared_too(block: Block) -> None:
+    verdict = hfgraph.verify(block, torch.randn(2, 5, 24))
+    returned = 2
+    assert len({o.name for o in verdict.outputs}) > returned
+
+
+def test_a_wrong_rewrite_fails_and_says_where(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rewrite._replace
+    monkeypatch.setattr(rewrite, "_replace", lambda *a, falsify, **k: real(*a, falsify=True, **k))
+    verdict = hfgraph.verify(block, torch.randn(2, 5, 24))
+    assert not verdict and not verdict.ok
+    assert "DOES NOT HOLD" in str(verdict) and "WRONG at first" in str(verdict)
+    assert not verdict.to_dict()["ok"]
+
+
+def test_an_unnoticed_sabotage_fails(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrite, "_falsify", lambda graph, node, before: node)
+    verdict = hfgraph.verify(block, torch.randn(2, 5, 24), sabotage=True)
+    assert not verdict.ok and not any(verdict.sabotage.values())
+
+
+def test_a_function_is_verified_on_its_inputs() -> None:
+    norm = Norm(16)
+    assert hfgraph.verify(lambda x: norm(x) * 2, torch.randn(3, 16), sabotage=True).ok
+
+
+def test_errors_say_what_to_do() -> None:
+    with pytest.raises(NotAModel, match=r"hfgraph\.verify takes a torch\.nn\.Module .* not str\. Load a model first"):
+        hfgraph.verify("gpt2", torch.ones(1))  # type: ignore[arg-type]
+    with pytest.raises(NotAvailable, match=r"verify\(tp=\.\.\.\) is not available in this version"):
+        hfgraph.verify(Norm(4), torch.ones(1, 4), tp=2)
+    with pytest.raises(NothingCompiled, match="without compiling any graph"):
+        hfgraph.verify(lambda: 3)
+    with pytest.raises(Exception, match="meta device and hold no values") as found:
+        hfgraph.verify(Norm(4).to("meta"), torch.ones(1, 4, device="meta"))
+    assert isinstance(found.value, MetaModel) or "MetaModel" in str(found.value)
+
+
+# --- the judge ----------------------------------------------------------------------------------------
+
+
+def test_the_judge_allows_what_eager_is_off_and_no_more() -> None:
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    eager = torch.tensor([1.0, 2.0 + 1e-3])
+    assert judge(torch.tensor([1.0 + 1.1e-3, 2.0]), eager, exact).ok
+    assert not judge(torch.tensor([1.0 + 1.3e-3, 2.0]), eager, exact).ok
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_judge_sees_a_small_error_everywhere(dtype: torch.dtype) -> None:
+    exact = torch.randn(4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert judge(exact.to(dtype), exact.to(dtype), exact).ok
+    assert not judge((exact * 1.01).to(dtype), exact.to(dtype), exact).ok
+
+
+def test_the_judge_wants_the_same_shape_dtype_and_non_finite_values() -> None:
+    x = torch.tensor([1.0, float("inf"), float("nan")])
+    assert judge(x, x, x.double()).ok
+    assert not judge(torch.tensor([1.0, float("-inf"), float("nan")]), x, x.double()).ok
+    assert not judge(torch.tensor([1.0, float("nan"), float("nan")]), x, x.double()).ok
+    assert not judge(x.double(), x, x.double()).ok
+    assert not judge(x[:2], x, x.double()).ok
+    assert not judge(torch.tensor([1, 2]), torch.tensor([1, 3]), torch.tensor([1, 3])).ok
+    assert judge(torch.empty(0), torch.empty(0), torch.empty(0)).ok
+
+
+def test_float64_ignores_the_casts_of_the_graph() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    low = graph.call_function(torch.ops.aten.to.dtype, (x, torch.bfloat16))
+    graph.output(graph.call_function(torch.ops.aten.mul.Tensor, (low, 3)))
+    gm = torch.fx.GraphModule({}, graph)
+    value = torch.randn(5)
+    assert torch.equal(Float64(gm, {}).run(value), value.double() * 3)
+    assert not torch.equal(Recorder(gm, {}).run(value).double(), value.double() * 3)
+
+
+def test_a_recorded_value_is_a_copy() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    doubled = graph.call_function(torch.ops.aten.mul.Tensor, (x, 2))
+    graph.output(graph.call_function(torch.ops.aten.zero_.default, (doubled,)))
+    recorder = Recorder(torch.fx.GraphModule({}, graph), {doubled.name: "kept"})
+    recorder.run(torch.ones(2))
+    assert torch.equal(recorder.recorded["kept"], torch.full((2,), 2.0))
