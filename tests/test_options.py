@@ -89,7 +89,7 @@ def test_every_error_is_one_of_ours_and_a_value_error() -> None:
 
 def test_the_message_reaches_the_user_of_torch_compile() -> None:
     compiled = torch.compile(lambda x: x + 1, backend="hfgraph", options={"inductr": False})
-    with pytest.raises(UnknownOption, match="Did you mean 'inductor'"):
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="UnknownOption: hfgraph has no option 'inductr'. Did you mean 'inductor'"):
         compiled(torch.ones(2))
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import hfgraph
-from hfgraph.errors import HfgraphError
+from hfgraph.errors import HfgraphError, IllegalGraph
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,11 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser().parse_args(argv)
     try:
         return given.run(given)
-    except HfgraphError as e:
-        print(f"hfgraph {given.command}: {e}", file=sys.stderr)
-        return WRONG_USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as e:
+        ours = getattr(e, "inner_exception", e)  # Dynamo wraps what a backend raises
+        if not isinstance(ours, HfgraphError):
+            raise
+        print(f"hfgraph {given.command}: {ours}", file=sys.stderr)
+        return DOES_NOT_HOLD if isinstance(ours, IllegalGraph) else WRONG_USAGE
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from hfgraph.backend import check_inputs, rewrite
@@ -47,8 +49,10 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
 
         return counted
 
+    before = Counter(counters["graph_break"])
     with fresh_compilation():
         torch.compile(model, backend=backend)(*args, **kwargs)
+    report.graph_breaks = {reason.splitlines()[0]: n for reason, n in (Counter(counters["graph_break"]) - before).items()}
     if not report.graphs:
         raise NothingCompiled("explain")
     return report

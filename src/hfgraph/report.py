@@ -83,6 +83,7 @@ class Report:
     """The graphs of one model or function, and what was done to them."""
 
     graphs: list[GraphReport] = field(default_factory=list)
+    graph_breaks: dict[str, int] = field(default_factory=dict)  # Dynamo's reasons, as counted by `explain`
 
     @property
     def sites(self) -> list[Site]:
@@ -99,7 +100,7 @@ class Report:
         return [s for s in self.sites if s.status == "near miss"]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"counts": self.counts, "sites": [asdict(s) for s in self.sites], "graphs": [_summary(g) for g in self.graphs]}
+        return {"counts": self.counts, "sites": [asdict(s) for s in self.sites], "graphs": [_summary(g) for g in self.graphs], "graph_breaks": self.graph_breaks}
 
     def __str__(self) -> str:
         from hfgraph.tables import report_text
@@ -148,18 +149,12 @@ def _frames() -> Iterable[tuple[str, str]]:
 def _is_outermost(frames: Iterable[tuple[str, str]]) -> bool:
     """Whether Dynamo compiles the function that the user called, not one called after a graph break in it.
 
-    Going outward from the backend: Dynamo's compiler, then nothing but module call machinery, then the compiled
-    callable's entry. Code of the model in between means that an outer part of it already runs.
+    Going outward from the backend: hfgraph, torch's compiler and module call machinery, then the compiled callable's
+    entry. Other code in between is the model's, an outer part of which already runs.
     """
-    inside_dynamo = True
     for file, name in frames:
-        dynamo = "/torch/_dynamo/" in file or "/torch/_inductor/" in file or "/hfgraph/" in file or "/torch/_" in file
-        if inside_dynamo and (dynamo or "/contextlib.py" in file):
-            continue
-        inside_dynamo = False
-        if "torch/_dynamo/eval_frame.py" in file:
+        if file.endswith("torch/_dynamo/eval_frame.py") and name == "compile_wrapper":
             return True
-        if "torch/nn/modules/module.py" in file or "/contextlib.py" in file:
-            continue
-        return False if not name.startswith("<module>") else True
-    return True
+        if not ("/torch/" in file or "/hfgraph/" in file or file.endswith("/contextlib.py")):
+            return False
+    return False

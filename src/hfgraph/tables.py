@@ -41,6 +41,7 @@ def report_parts(report: Report) -> list[RenderableType]:
     for i, graph in enumerate(report.graphs):
         if graph.unrewritten:
             parts.append(f"graph {i} was not rewritten: {graph.unrewritten}")
+    parts += [f"graph break ({n} x): {reason}" for reason, n in report.graph_breaks.items()]
     return parts
 
 

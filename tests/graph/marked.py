@@ -17,13 +17,18 @@ _NUMBER = count()
 _TYPES = {Dims: "Tensor", Scalar: "float", Dtype: "ScalarType"}
 
 
-def marked(pattern: Callable[..., Any], inputs: Inputs, outputs: int = 1, **more: Any) -> Rule:
-    """A rule that puts one operator, whole in the graph, in place of `pattern`; the operator runs the pattern itself."""
+def marked(pattern: Callable[..., Any], inputs: Inputs, outputs: int = 1, computes: Callable[..., Any] | None = None, **more: Any) -> Rule:
+    """A rule that puts one operator, whole in the graph, in place of `pattern`.
+
+    Args:
+        outputs: how many tensors the pattern returns.
+        computes: what the operator runs; the pattern itself, unless a test needs a false one.
+    """
     name = f"mark{next(_NUMBER)}"
     arguments = ", ".join(f"{_TYPES[type(a)]}{'?' if a.optional else ''} {n}" for n, a in inputs.items())
     returns = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
     _LIBRARY.define(f"{name}({arguments}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, pattern, "CompositeImplicitAutograd")
+    _LIBRARY.impl(name, computes or pattern, "CompositeImplicitAutograd")
     target = getattr(torch.ops.hfgraph_tests, name).default
 
     def replacement(**given: Any) -> Any:

@@ -19,6 +19,7 @@ from kernel_judge import check  # noqa: E402
 from hfgraph.kernels import all_ops  # noqa: E402
 from hfgraph.kernels.floats import narrow, widen  # noqa: E402
 
+pytestmark = pytest.mark.gpu
 OPS = {n: all_ops()[n] for n in ("rms_norm", "add_rms_norm")}
 BF16 = torch.bfloat16
 

@@ -164,14 +164,16 @@ def _recompute_gradient(owner: Op) -> tuple[Callable[..., None], Callable[..., A
         ctx.is_tensor = [isinstance(a, Tensor) for a in inputs]
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        # The dispatcher leaves out trailing arguments that have their defaults.
+        needs = (*ctx.needs_input_grad, *(False for _ in ctx.args))[: len(ctx.args)]
         saved = iter(ctx.saved_tensors)
         args = [next(saved).detach() if is_tensor else a for is_tensor, a in zip(ctx.is_tensor, ctx.args, strict=True)]
-        wanted = [a.requires_grad_() for a, need in zip(args, ctx.needs_input_grad, strict=True) if need and isinstance(a, Tensor)]
+        wanted = [a.requires_grad_() for a, need in zip(args, needs, strict=True) if need and isinstance(a, Tensor)]
         with torch.enable_grad():
             out = owner.reference(*args)
         outs = [out] if isinstance(out, Tensor) else list(out)
         pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if g is not None]
         found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
-        return tuple(next(found) if need and is_tensor else None for need, is_tensor in zip(ctx.needs_input_grad, ctx.is_tensor, strict=True))
+        return tuple(next(found) if need and is_tensor else None for need, is_tensor in zip(ctx.needs_input_grad, ctx.is_tensor, strict=False))
 
     return setup, backward

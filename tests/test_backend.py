@@ -1,0 +1,298 @@
+"""The backend as `torch.compile` sees it: options, reports, cache tags, lowering, what it does when it cannot work."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import hfgraph
+from hfgraph import backend, pipeline, report
+from hfgraph.errors import HfgraphError, KernelRefused, MetaModel, MixedDevices, NotRewritten
+from hfgraph.graph.capture import capture
+from hfgraph.kernels import all_ops
+from hfgraph.lower import lower
+from hfgraph.options import Options
+
+EAGER = {"inductor": False, "strict": True}
+
+
+class Norm(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(dim))
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class Net(nn.Module):
+    def __init__(self, dim: int = 16) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(Norm(dim), nn.Linear(dim, dim)) for _ in range(2))
+        self.norm = Norm(dim)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.norm(x)
+
+
+def compiled(model, **options):
+    return torch.compile(model, backend="hfgraph", options={**EAGER, **options})
+
+
+def canonical(function, *args):
+    """The captured graph of one call."""
+    graphs = []
+
+    def keep(gm, example_inputs):
+        graphs.append(capture(gm, example_inputs))
+        return gm
+
+    torch.compile(function, backend=keep, fullgraph=True)(*args)
+    return graphs[0]
+
+
+# --- results ------------------------------------------------------------------------------------------
+
+
+def test_through_inductor_it_gives_the_models_results() -> None:
+    net, x = Net(), torch.randn(2, 3, 16)
+    torch.testing.assert_close(torch.compile(net, backend="hfgraph")(x), net(x))
+
+
+def test_a_mode_of_inductor_is_passed_on() -> None:
+    net, x = Norm(16), torch.randn(2, 16)
+    torch.testing.assert_close(torch.compile(net, backend="hfgraph", mode="reduce-overhead")(x), net(x))
+
+
+def test_gradients_are_eagers_through_inductor() -> None:
+    net, x = Net(), torch.randn(2, 3, 16)
+    twin = copy.deepcopy(net)
+    net(x).square().sum().backward()
+    torch.compile(twin, backend="hfgraph")(x).square().sum().backward()
+    for (name, a), b in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert a.grad.abs().sum() > 0
+        torch.testing.assert_close(a.grad, b.grad, msg=name, rtol=1e-4, atol=1e-5)
+
+
+def test_disabled_rules_do_not_apply() -> None:
+    net, x = Net(), torch.randn(2, 3, 16)
+    compiled(net)(x)
+    assert hfgraph.last_report().counts == {"rms_norm": 3, "add_rms_norm": 2}
+    torch._dynamo.reset()
+    compiled(net, disable=["add_rms_norm"])(x)
+    assert hfgraph.last_report().counts == {"rms_norm": 3}
+    torch._dynamo.reset()
+    compiled(net, disable=["rms_norm"])(x)
+    assert hfgraph.last_report().counts == {}
+
+
+# --- reports ------------------------------------------------------------------------------------------
+
+
+def test_the_report_names_modules_and_source_lines() -> None:
+    found = hfgraph.explain(Net(), torch.randn(2, 3, 16))
+    recognised = [s for s in found.sites if s.status == "recognised"]
+    assert [s.module for s in recognised] == ["layers.0.0", "layers.1.0", "norm"]
+    assert all(s.source.startswith("test_backend.py:") for s in recognised)
+    assert all(s.steps == ("rms_norm", "rms_norm_weight") for s in recognised)
+    assert found.counts == {"rms_norm": 3, "add_rms_norm": 2}
+    json.dumps(found.to_dict())
+    assert "layers.*.*" in str(found) and "add_rms_norm" in str(found)
+
+
+def test_a_near_miss_is_told_in_words() -> None:
+    def shared(x):
+        mean = x.pow(2).mean(-1, keepdim=True)
+        return x * torch.rsqrt(mean + 1e-6), mean
+
+    found = hfgraph.explain(shared, torch.randn(3, 8))
+    assert found.counts == {}
+    assert [s.reason for s in found.near_misses] == ["rms_norm: 5 of 5 nodes matched, then mean has 2 users, pattern has 1"]
+    assert "mean has 2 users" in str(found)
+
+
+def test_a_graph_called_for_several_layers_counts_each_time() -> None:
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Norm(8) for _ in range(3))
+
+        @torch.compiler.disable(recursive=False)
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    with torch.no_grad():
+        assert hfgraph.explain(Layers(), torch.randn(2, 8)).counts == {"rms_norm": 3}
+
+
+def test_the_last_report_holds_all_graphs_of_one_call() -> None:
+    class Split(Net):
+        def forward(self, x):
+            x = self.layers[0](x)
+            torch._dynamo.graph_break()
+            return self.norm(x)
+
+    x = torch.randn(2, 3, 16)
+    with torch.no_grad():
+        compiled(Split())(x)
+        assert [len(g.sites) for g in hfgraph.last_report().graphs] == [1, 1]
+        compiled(Net())(x)
+    assert len(hfgraph.last_report().graphs) == 1
+    assert hfgraph.last_report().counts["rms_norm"] == 3
+
+
+def test_every_pass_has_its_row() -> None:
+    compiled(Net())(torch.randn(2, 3, 16))
+    rows = hfgraph.last_report().graphs[0].rows
+    assert [(r.stage, r.name) for r in rows] == [(p.stage, p.name) for p in pipeline.PIPELINE]
+    assert all(r.seconds >= 0 and r.nodes > 0 for r in rows)
+
+
+def test_explain_does_not_use_up_the_users_recompilations() -> None:
+    net = Norm(8)
+    for n in range(1, 14):
+        assert hfgraph.explain(net, torch.randn(n, 8)).counts == {"rms_norm": 1}
+
+
+# --- when it cannot work ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args, **_kwargs):
+        raise ValueError("made to fail")
+
+    monkeypatch.setattr(backend, "run", fails)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_graph_it_fails_on_runs_unrewritten_with_a_warning_and_a_reason() -> None:
+    net, x = Net(), torch.randn(2, 3, 16)
+    with pytest.warns(NotRewritten, match="made to fail.*Results are not affected"):
+        out = torch.compile(net, backend="hfgraph", options={"inductor": False})(x)
+    torch.testing.assert_close(out, net(x))
+    assert hfgraph.last_report().graphs[0].unrewritten == "ValueError: made to fail"
+    assert "graph 0 was not rewritten: ValueError: made to fail" in str(hfgraph.last_report())
+
+
+@pytest.mark.usefixtures("broken")
+def test_strict_raises_instead() -> None:
+    with pytest.raises(Exception, match="made to fail"):
+        compiled(Net())(torch.randn(2, 3, 16))
+
+
+def test_checkpointed_regions_go_to_inductor_as_they_are() -> None:
+    net = Net()
+
+    def step(x):
+        return torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
+
+    x = torch.randn(2, 3, 16, requires_grad=True)
+    out = compiled(step)(x)
+    torch.testing.assert_close(out, net(x))
+    assert "activation checkpointing" in hfgraph.last_report().graphs[0].unrewritten
+
+
+def test_a_model_on_meta_is_refused_by_name() -> None:
+    with pytest.raises(Exception, match=r"MetaModel: \d+ tensors are on the meta device and hold no values \(layers\.0\.0\.weight") as found:
+        compiled(Net().to("meta"))(torch.randn(2, 3, 16, device="meta"))
+    assert isinstance(found.value.inner_exception, MetaModel)
+
+
+def test_tensors_on_two_devices_are_refused_but_a_number_on_the_cpu_is_not() -> None:
+    gm = canonical(lambda x, y: x + y, torch.randn(3), torch.randn(3))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        gpu, cpu, number = torch.empty(3, device="cuda"), torch.empty(3), torch.empty(())
+        with pytest.raises(MixedDevices, match=r"2 devices \(cpu: .*; cuda:0: .*model\.to\(device\)"):
+            backend.check_inputs(gm, [gpu, cpu])
+        backend.check_inputs(gm, [gpu, number])
+
+
+def test_bad_options_are_told_with_the_valid_ones() -> None:
+    with pytest.raises(Exception, match=r"no option 'indutcor'\. Did you mean 'inductor'\? Options: disable, inductor") as found:
+        torch.compile(Net(), backend="hfgraph", options={"indutcor": False})(torch.randn(2, 3, 16))
+    assert isinstance(found.value.inner_exception, HfgraphError)
+
+
+# --- cache keys ---------------------------------------------------------------------------------------
+
+
+def test_the_cache_tag_follows_options_rules_ops_and_sources(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    plain = backend.cache_tag(Options())
+    assert plain == backend.cache_tag(Options(strict=True, inductor_config={"x": 1}))  # neither changes a graph
+    assert plain != backend.cache_tag(Options(disable=("rms_norm",)))
+    assert plain != backend.cache_tag(Options(kernels={"rms_norm": "reference"}))
+    backend._sources.cache_clear()
+    monkeypatch.setattr(all_ops()["rms_norm"], "digest", "another body")
+    changed = backend.cache_tag(Options())
+    backend._sources.cache_clear()
+    assert changed != plain
+
+
+def test_the_tag_reaches_inductors_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.compile_fx as inductor
+
+    seen = []
+    real = inductor.compile_fx
+    monkeypatch.setattr(inductor, "compile_fx", lambda *a, **k: (seen.append(torch.compiler.config.cache_key_tag), real(*a, **k))[1])
+    torch.compile(Norm(4), backend="hfgraph")(torch.randn(2, 4))
+    assert seen == [backend.cache_tag(Options())]
+    assert torch.compiler.config.cache_key_tag == ""
+
+
+# --- lowering: decisions for a GPU, made on fake tensors ----------------------------------------------
+
+
+def on_gpu(gm):
+    """The graph with its fake values on a GPU."""
+    for node in gm.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            with value.fake_mode:
+                node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+    return gm
+
+
+def recognised(x):
+    gm = canonical(lambda v: v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + 1e-6), x)
+    pipeline.run(gm, pipeline.Context(Options()), pipeline.PIPELINE[:-1])
+    return gm
+
+
+def targets(gm) -> set[str]:
+    return {str(n.target) for n in gm.graph.nodes if n.op == "call_function"}
+
+
+def test_without_a_measured_gain_the_reference_is_inlined() -> None:
+    gm = on_gpu(recognised(torch.randn(4, 64)))
+    assert lower(gm, {}) == 0
+    assert targets(gm) == {"hfgraph.rms_norm.default"}
+
+
+def test_a_kernel_asked_for_is_used() -> None:
+    gm = on_gpu(recognised(torch.randn(4, 64)))
+    assert lower(gm, {"rms_norm": "triton"}) == 1
+    assert targets(gm) == {"hfgraph.rms_norm__triton.default"}
+
+
+def test_a_kernel_that_cannot_run_is_refused_in_words() -> None:
+    with pytest.raises(KernelRefused, match="it runs on cuda, the tensors are on cpu"):
+        lower(recognised(torch.randn(4, 64)), {"rms_norm": "triton"})
+    with pytest.raises(KernelRefused, match=r"it does not take these arguments \(\(4, 64\) torch.float64"):
+        lower(on_gpu(recognised(torch.randn(4, 64, dtype=torch.float64))), {"rms_norm": "triton"})
+
+
+def test_outermost_is_told_from_the_stack() -> None:
+    compiler = [("/x/hfgraph/backend.py", "hfgraph"), ("/x/torch/_dynamo/output_graph.py", "call_user_compiler"), ("/x/torch/_dynamo/convert_frame.py", "__call__")]
+    module, entry, user = ("/x/torch/nn/modules/module.py", "_call_impl"), ("/x/torch/_dynamo/eval_frame.py", "compile_wrapper"), ("/u/train.py", "main")
+    assert report._is_outermost([*compiler, module, entry, user])
+    assert not report._is_outermost([*compiler, module, ("/x/transformers/models/m.py", "forward"), module, entry, user])

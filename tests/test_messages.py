@@ -1,0 +1,97 @@
+"""Every sentence that a user can see: what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from hfgraph import errors
+from hfgraph.errors import HfgraphError, HfgraphWarning
+
+MESSAGES: dict[HfgraphError, str] = {
+    errors.UnknownOption("inductr", ["inductor", "disable"]): "hfgraph has no option 'inductr'. Did you mean 'inductor'? Options: disable, inductor.",
+    errors.InvalidOption("strict", 1, "True or False"): "option 'strict' is 1 (int); expected True or False.",
+    errors.ContradictoryOptions("a", "b", "both cannot be"): "options a and b contradict each other: both cannot be.",
+    errors.UnknownRule("rms_nrm", ["rms_norm"]): "hfgraph has no rule 'rms_nrm'. Did you mean 'rms_norm'? Rules: rms_norm.",
+    errors.UnknownKernel("rms_norm", "cuda", ["triton", "reference"]): "op 'rms_norm' has no implementation 'cuda'. Implementations: reference, triton.",
+    errors.KernelRefused("rms_norm", "triton", "it runs on cuda, the tensors are on cpu"): (
+        "option kernels={'rms_norm': 'triton'} asks for an implementation that cannot run here: it runs on cuda, the tensors are on cpu. "
+        "Remove the entry to let hfgraph choose, or use 'reference'."
+    ),
+    errors.InvalidOp("op 'x' cannot be given a schema: why"): "op 'x' cannot be given a schema: why",
+    errors.InvalidRule("glu", "the pattern returns one of its inputs", "Return computed tensors only"): (
+        "rule 'glu': the pattern returns one of its inputs. Return computed tensors only."
+    ),
+    errors.IllegalGraph("fuse", "mul has no recorded value"): (
+        "after stage 'fuse' the graph is not legal: mul has no recorded value. Please report this with the model's name."
+    ),
+    errors.MetaModel(["lm_head.weight"]): (
+        "1 tensors are on the meta device and hold no values (lm_head.weight). "
+        "Load the weights first, e.g. with from_pretrained(...) or model.to_empty(device=...) and load_state_dict(...)."
+    ),
+    errors.MixedDevices({"cpu": "input_ids", "cuda:0": "lm_head.weight"}): (
+        "one graph has tensors on 2 devices (cpu: input_ids; cuda:0: lm_head.weight). "
+        "Move the model and its inputs to one device, e.g. model.to(device) and inputs.to(model.device)."
+    ),
+    errors.NotAModel("verify", "gpt2"): (
+        "hfgraph.verify takes a torch.nn.Module or a function as its first argument, not str. "
+        "Load a model first, e.g. AutoModelForCausalLM.from_pretrained(name), or run `hfgraph verify NAME`."
+    ),
+    errors.NotAvailable("verify(tp=...)", "hfgraph does not shard models yet", "leave tp out"): (
+        "verify(tp=...) is not available in this version: hfgraph does not shard models yet; leave tp out."
+    ),
+    errors.NothingCompiled("explain"): (
+        "explain ran without compiling any graph: Dynamo found nothing to trace. "
+        "Check that torch.compile is not disabled (TORCH_COMPILE_DISABLE, torch.compiler.disable) and that the call runs tensors."
+    ),
+    errors.ModelNotFound("gpt3", "No such repository."): (
+        "cannot load the model 'gpt3': No such repository. Give a local folder with config.json, or a hub name such as 'Qwen/Qwen2.5-0.5B-Instruct'."
+    ),
+    errors.CannotMakeInputs("vit", "the model reads pixel_values, and the command line makes tokens only"): (
+        "cannot make inputs for 'vit': the model reads pixel_values, and the command line makes tokens only. "
+        "Change --prompt, --length or --batch, or give inputs of your own in Python: hfgraph.verify(model, **inputs)."
+    ),
+    errors.VersionTooOld("torch", "2.9.1", "2.11"): "hfgraph needs torch >= 2.11, found torch 2.9.1. Upgrade it: pip install 'torch>=2.11'.",
+}
+
+
+@pytest.mark.parametrize("error", MESSAGES, ids=lambda e: type(e).__name__)
+def test_message(error: HfgraphError) -> None:
+    assert str(error) == MESSAGES[error]
+
+
+def classes_without_a_message(known: set[type], covered: set[type]) -> list[str]:
+    return sorted(c.__name__ for c in known - covered)
+
+
+def test_every_error_has_its_message_here() -> None:
+    known = {c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, HfgraphError) and c is not HfgraphError}
+    missing = classes_without_a_message(known, {type(e) for e in MESSAGES})
+    assert not missing, f"add a message to MESSAGES for {', '.join(missing)}"
+
+
+def test_the_test_above_can_fail() -> None:
+    class Forgotten(HfgraphError):
+        pass
+
+    assert classes_without_a_message({Forgotten, errors.NotAModel}, {errors.NotAModel}) == ["Forgotten"]
+
+
+def test_a_long_list_is_cut() -> None:
+    assert "(a, b, c and 2 more)" in str(errors.MetaModel(list("abcde")))
+
+
+def test_no_suggestion_where_nothing_is_near() -> None:
+    assert "Did you mean" not in str(errors.UnknownOption("zzz", ["inductor"]))
+
+
+def test_an_error_is_also_the_builtin_one_that_people_catch() -> None:
+    for error in MESSAGES:
+        assert isinstance(error, ValueError | TypeError | RuntimeError | ImportError), type(error).__name__
+
+
+def test_warnings_can_be_silenced_together() -> None:
+    for warning in (errors.VersionUntested, errors.CompiledModuleBypassed, errors.NotRewritten):
+        assert issubclass(warning, HfgraphWarning)
+        assert issubclass(warning, UserWarning)
