@@ -95,7 +95,8 @@ def main() -> int:
     if args.json:
         import torch
 
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        machine |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     return 0

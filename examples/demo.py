@@ -125,7 +125,7 @@ def proof_inputs(given: argparse.Namespace, model: Any) -> dict[str, Any]:
 def introduction(given: argparse.Namespace, model: Any) -> Panel:
     count = sum(p.numel() for p in model.parameters())
     lines = Text.assemble(
-        ("model.compile(backend=\"hfgraph\")\n\n", "bold cyan"),
+        ('model.compile(backend="hfgraph")\n\n', "bold cyan"),
         f"{type(model).__name__} from {given.model}: {count / 1e6:,.1f} M parameters, {str(model.dtype).removeprefix('torch.')}\n",
         (f"torch {torch.__version__}, {torch.get_num_threads()} threads", "dim"),
     )
@@ -141,7 +141,8 @@ def comparison(prompt: str, eager: Written, compiled: Written, equal: bool) -> C
 def passage(title: str, prompt: str, written: Written, style: str, width: int) -> Panel:
     rest = written.text.removeprefix(prompt)
     text = Text.assemble((prompt if rest != written.text else "", "bold"), rest)
-    return Panel(text, title=title, title_align="left", subtitle=f"{written.ms_per_token:.1f} ms per token", subtitle_align="right", border_style=style, width=width)
+    speed = f"{written.ms_per_token:.1f} ms per token, best of {ROUNDS}"
+    return Panel(text, title=title, title_align="left", subtitle=speed, subtitle_align="right", border_style=style, width=width)
 
 
 def conclusion(equal: bool, verdict: Any) -> Table:

@@ -115,7 +115,9 @@ def differences(before: Callable[..., Any], after: Callable[..., Any], args: Seq
 
 
 def _described(value: Any) -> str:
-    return ", ".join(f"{t.dtype} {tuple(t.shape)} {t.stride()} sum {t.double().sum().item():.9g}" if isinstance(t, Tensor) else str(t) for t in tree_leaves(value))
+    return ", ".join(
+        f"{t.dtype} {tuple(t.shape)} {t.stride()} sum {t.double().sum().item():.9g}" if isinstance(t, Tensor) else str(t) for t in tree_leaves(value)
+    )
 
 
 def _sharing(args: Any, outs: Any) -> list[int]:
@@ -142,7 +144,9 @@ def holds(function: Callable[..., Any], *args: Any, change: Change, dynamic: boo
     assert not found, "; ".join(found)
     if any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(args)):
         for i, (wanted, got) in enumerate(zip(gradients(function, args), gradients(seen.compiled, args), strict=True)):
-            assert (wanted is None) == (got is None), f"gradient {i}: eager has {'none' if wanted is None else 'one'}, the graph {'none' if got is None else 'one'}"
+            assert (wanted is None) == (got is None), (
+                f"gradient {i}: eager has {'none' if wanted is None else 'one'}, the graph {'none' if got is None else 'one'}"
+            )
             if wanted is not None and got is not None:
                 torch.testing.assert_close(got, wanted, msg=lambda m, i=i: f"gradient {i}: {m}")
     return seen.graph

@@ -15,9 +15,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from hfgraph.graph.canonical import tidy
-from hfgraph.graph.inputs import Dims, Dtype, Inputs, Scalar
+from hfgraph.graph.inputs import Dtype, Inputs
 from hfgraph.graph.rewrite import Outcome, apply_rules
 from hfgraph.graph.rule import Rule
+from hfgraph.graph.values import evaluated
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
@@ -30,7 +31,7 @@ TOLERANCE = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """Arguments of a rule by name, and a text that says which."""
 
@@ -54,7 +55,7 @@ def settings(inputs: Inputs, dtype: torch.dtype) -> list[dict[str, Any]]:
     required = [n for n, a in inputs.items() if isinstance(a, Dtype) and not a.optional]
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     options = [None, dtype, wide] if optional else [None]
-    choices = [c for c in product((torch.float32, torch.bfloat16, torch.float16, torch.float64), repeat=len(required))]
+    choices = list(product((torch.float32, torch.bfloat16, torch.float16, torch.float64), repeat=len(required)))
     return [{**dict(zip(required, c, strict=True)), **dict.fromkeys(optional, o)} for c in choices for o in dict.fromkeys(options)]
 
 
@@ -88,7 +89,10 @@ def rewritten(rule: Rule, case: Case, *, symbolic: bool = False, body: Callable[
 
 def judge(body: Callable[..., Any], case: Case) -> list[Tensor]:
     """`body` in float64: tensors and every dtype of the case widened."""
-    widened = {n: a.double() if isinstance(a, Tensor) and a.is_floating_point() else torch.float64 if isinstance(a, torch.dtype) else a for n, a in case.arguments.items()}
+    widened = {
+        n: a.double() if isinstance(a, Tensor) and a.is_floating_point() else torch.float64 if isinstance(a, torch.dtype) else a
+        for n, a in case.arguments.items()
+    }
     return [t for t in tree_leaves(body(**widened)) if isinstance(t, Tensor)]
 
 
@@ -107,18 +111,15 @@ def coarsest(case: Case, results: Any) -> torch.dtype:
     return max(found, key=lambda d: torch.finfo(d).eps)
 
 
-def example(inputs: Inputs, name: str) -> Any:
-    described = inputs[name]
-    assert isinstance(described, Scalar | Dtype | Dims)
-    return described
-
-
 def commuted(gm: GraphModule) -> int:
     """Swap the operands of every sum and product of two tensors, in place; returns how many."""
     swapped = 0
     for node in gm.graph.nodes:
+        if swapped and node.op == "call_function":
+            node.meta["val"] = evaluated(node)  # strides follow the first operand
         if node.target in (torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor) and all(isinstance(a, Node) for a in node.args[:2]) and not node.kwargs:
             node.args = (node.args[1], node.args[0])
+            node.meta["val"] = evaluated(node)
             swapped += 1
     return swapped
 

@@ -292,7 +292,8 @@ def test_a_kernel_that_cannot_run_is_refused_in_words() -> None:
 
 
 def test_outermost_is_told_from_the_stack() -> None:
-    compiler = [("/x/hfgraph/backend.py", "hfgraph"), ("/x/torch/_dynamo/output_graph.py", "call_user_compiler"), ("/x/torch/_dynamo/convert_frame.py", "__call__")]
+    names = [("hfgraph/backend.py", "hfgraph"), ("torch/_dynamo/output_graph.py", "call_user_compiler"), ("torch/_dynamo/convert_frame.py", "__call__")]
+    compiler = [(f"/x/{file}", name) for file, name in names]
     module, entry, user = ("/x/torch/nn/modules/module.py", "_call_impl"), ("/x/torch/_dynamo/eval_frame.py", "compile_wrapper"), ("/u/train.py", "main")
     assert report._is_outermost([*compiler, module, entry, user])
     assert not report._is_outermost([*compiler, module, ("/x/transformers/models/m.py", "forward"), module, entry, user])

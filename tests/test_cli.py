@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from hfgraph.errors import IllegalGraph
 from hfgraph.verifying import Verdict
 
 TINYLM = Path(__file__).parents[1] / "examples" / "tinylm"
-SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
+LAYER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES: dict[str, Any] = {**LAYER, "vocab_size": 64, "max_position_embeddings": 32}
 
 
 def llama() -> Any:
@@ -31,13 +33,12 @@ def bert() -> Any:
 
 
 def t5() -> Any:
-    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
-    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0))
+    sizes: dict[str, Any] = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
 
 
 def vit() -> Any:
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=8, patch_size=4))
+    return transformers.ViTModel(transformers.ViTConfig(**LAYER, image_size=8, patch_size=4))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_verify_in_a_shell(folder: Path) -> None:
-    done = subprocess.run([script(), "verify", folder / "llama", "--sabotage", "--json", "--length", "5"], capture_output=True, text=True, timeout=300)
+    command = [script(), "verify", folder / "llama", "--sabotage", "--json", "--length", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found = json.loads(done.stdout)
@@ -118,9 +120,7 @@ def test_other_families(folder: Path, name: str, counts: dict[str, int], capsys:
 
 
 @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 1)])
-def test_exit_status_of_verify(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], holds: bool, status: int
-) -> None:
+def test_exit_status_of_verify(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], holds: bool, status: int) -> None:
     found = Verdict(sabotage={"rms_norm": holds})
     monkeypatch.setattr(hfgraph, "verify", lambda *_, **__: found, raising=False)
     assert cli.main(["verify", str(folder / "llama"), "--sabotage"]) == status

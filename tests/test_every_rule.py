@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from hfgraph.graph.canonical import tidy
-from hfgraph.graph.inputs import Dtype, Inputs, Scalar
+from hfgraph.graph.inputs import Dtype, Scalar
 from hfgraph.graph.match import CHEAP
 from hfgraph.graph.rewrite import RULES, apply_rules, variants
 from hfgraph.graph.rule import Rule
@@ -242,14 +243,13 @@ def also_returned(gm: GraphModule, node: Node) -> None:
 
 @every_rule
 def test_overlapping_copies(rule: Rule) -> None:
-    """Three copies of the pattern on the same inputs, and one on the result of the first, all rewritten."""
+    """Two copies of the pattern on the same inputs, and one on the result of the first, all rewritten."""
     case = own_cases(rule, torch.float32, scales=(1.0,))[0]
     one = case.function(rule.pattern)
 
     def function(*given: Tensor) -> Any:
         first, second = one(*given), one(*given)
-        head = tree_leaves(first)[0]
-        third = one(head, *given[1:])
+        third = one(tree_leaves(first)[0].sin().to(given[0].dtype), *given[1:])
         return first, second, third
 
     gm = graph_of(function, case.tensors)
@@ -292,9 +292,7 @@ def mutants(rule: Rule) -> Iterator[Mutant]:
             yield f"{name} doubled", lambda name=name, **a: rule.replacement(**{**a, name: 2 * a[name]})
             yield f"{name} dropped", lambda name=name, **a: rule.replacement(**{**a, name: 0.0})
         elif isinstance(described, Dtype):
-            yield f"{name} widened", lambda name=name, **a: rule.replacement(**{**a, name: torch.float64 if a[name] else None})
-            if described.optional:
-                yield f"{name} ignored", lambda name=name, **a: rule.replacement(**{**a, name: None})
+            yield f"{name} ignored", lambda name=name, **a: rule.replacement(**{**a, name: None})
         else:
             yield f"{name} replaced by ones", lambda name=name, **a: rule.replacement(**{**a, name: None if a[name] is None else torch.ones_like(a[name])})
 
@@ -303,28 +301,28 @@ def scaled(value: Any, by: float) -> Any:
     return tuple(v * by for v in value) if isinstance(value, tuple) else value * by
 
 
-def telling(rule: Rule) -> list[Case]:
+@cache
+def telling(rule: Rule) -> tuple[Case, ...]:
     """Cases on which a mutant may show: every dtype and scale, and dtypes that differ from the tensors'."""
     found = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.bfloat16, torch.float32):
         for case in own_cases(rule, dtype):
             if all(a is not None for n, a in case.arguments.items() if n in rule.inputs.tensors):
                 found.append(case)
-                found += [Case(f"{case.name}, {n} small", {**case.arguments, n: a}) for n, a in smaller_dtypes(rule.inputs, case)]
+                found += [Case(f"{case.name}, {n} in half", {**case.arguments, n: torch.float16}) for n, a in rule.inputs.items() if isinstance(a, Dtype)]
                 found += [Case(f"{case.name}, {n} large", {**case.arguments, n: 0.7}) for n, a in rule.inputs.items() if isinstance(a, Scalar)]
-    return [c for c in found if accepted(rule, c)]
+    return tuple(c for c in found if accepted(rule, c))
 
 
-def smaller_dtypes(inputs: Inputs, case: Case) -> Iterator[tuple[str, torch.dtype]]:
-    for name, described in inputs.items():
-        if isinstance(described, Dtype):
-            yield name, torch.float16
+@cache
+def expected(rule: Rule, case: Case) -> Any:
+    return rule.pattern(**case.arguments)
 
 
 def survives(rule: Rule, mutant: Callable[..., Any]) -> bool:
     """Whether the mutant equals the pattern on every case, bit for bit."""
     for case in telling(rule):
-        wanted = rule.pattern(**case.arguments)
+        wanted = expected(rule, case)
         try:
             got = mutant(**case.arguments)
         except (RuntimeError, TypeError):
@@ -359,7 +357,9 @@ def test_allowed_mutants_exist() -> None:
 def test_described_completely(rule: Rule) -> None:
     for function in (rule.pattern, rule.replacement, rule.when):
         if function is not None:
-            assert parameters(function) == list(rule.inputs), f"rule {rule.name}: {function.__name__} takes {parameters(function)}, inputs describe {list(rule.inputs)}"
+            assert parameters(function) == list(rule.inputs), (
+                f"rule {rule.name}: {function.__name__} takes {parameters(function)}, inputs describe {list(rule.inputs)}"
+            )
     assert rule.stage in STAGES and rule.name and len(rule.digest) == 64
 
 

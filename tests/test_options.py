@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from hfgraph.errors import ContradictoryOptions, HfgraphError, InvalidOption, UnknownKernel, UnknownOption, UnknownRule
 from hfgraph.options import Options
@@ -46,7 +47,7 @@ def test_an_options_object_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"inductr": True}, UnknownOption, "hfgraph has no option 'inductr'. Did you mean 'inductor'? Options: disable, inductor, inductor_config, kernels, strict."),
+        ({"inductr": True}, UnknownOption, "hfgraph has no option 'inductr'. Did you mean 'inductor'? Options: disable, inductor, inductor_config,"),
         ({"zzz": 1}, UnknownOption, "hfgraph has no option 'zzz'. Options: disable,"),
         ({3: 1}, UnknownOption, "hfgraph has no option '3'."),
         ([("inductor", True)], InvalidOption, "expected a dict of option names and values."),
@@ -75,7 +76,7 @@ def test_nonsense_is_refused_in_words(given: Any, error: type[HfgraphError], mes
 
 
 def test_a_mode_needs_inductor() -> None:
-    with pytest.raises(ContradictoryOptions, match="options inductor=False and mode='max-autotune' contradict each other: a mode is a set of Inductor's settings"):
+    with pytest.raises(ContradictoryOptions, match="mode='max-autotune' contradict each other: a mode is a set of Inductor's settings"):
         Options.of({"inductor": False}, mode="max-autotune")
     assert not Options.of({"inductor": False}, mode="default").inductor
     assert Options.of({}, mode="max-autotune").inductor
@@ -89,7 +90,7 @@ def test_every_error_is_one_of_ours_and_a_value_error() -> None:
 
 def test_the_message_reaches_the_user_of_torch_compile() -> None:
     compiled = torch.compile(lambda x: x + 1, backend="hfgraph", options={"inductr": False})
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="UnknownOption: hfgraph has no option 'inductr'. Did you mean 'inductor'"):
+    with pytest.raises(BackendCompilerFailed, match=r"UnknownOption: hfgraph has no option 'inductr'\. Did you mean 'inductor'"):
         compiled(torch.ones(2))
 
 

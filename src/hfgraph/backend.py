@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -29,7 +28,9 @@ bypass.watch()
 all_ops()
 
 
-def hfgraph(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | Options | None = None) -> Callable[..., Any]:
+def hfgraph(
+    gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | Options | None = None
+) -> Callable[..., Any]:
     """Compile a graph from Dynamo. Called by `torch.compile`, with its `mode` and `options`.
 
     Args:
@@ -81,11 +82,13 @@ def inductor(gm: GraphModule, example_inputs: Sequence[Any], options: Options, m
     """Hand a graph to Inductor."""
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
+    from torch.compiler import config
 
     patches = {**(list_mode_options(mode) if mode and mode != "default" else {}), **options.inductor_config}
-    tag = torch.compiler.config.cache_key_tag + cache_tag(options)
-    with torch.compiler.config.patch(cache_key_tag=tag):
-        return compile_fx(gm, list(example_inputs), config_patches=patches)
+    tag = config.cache_key_tag + cache_tag(options)
+    with config.patch(cache_key_tag=tag):  # pyright: ignore[reportAttributeAccessIssue]  (installed at import)
+        compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
+        return compiled
 
 
 def cache_tag(options: Options) -> str:

@@ -111,7 +111,10 @@ def _explain(given: argparse.Namespace) -> int:
     with _progress(given) as say:
         model, inputs = _prepare(given, say)
         say("tracing and rewriting")
-        report = hfgraph.explain(model, **inputs)
+        import torch
+
+        with torch.no_grad():
+            report = hfgraph.explain(model, **inputs)
     _show(given, report, "report_parts")
     return HOLDS
 

@@ -158,7 +158,8 @@ class CannotMakeInputs(HfgraphError, ValueError):
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(
-            f"cannot make inputs for {name!r}: {why}. Change --prompt, --length or --batch, or give inputs of your own in Python: hfgraph.verify(model, **inputs)."
+            f"cannot make inputs for {name!r}: {why}. "
+            "Change --prompt, --length or --batch, or give inputs of your own in Python: hfgraph.verify(model, **inputs)."
         )
 
 

@@ -18,7 +18,7 @@ from hfgraph.pipeline import Context
 from hfgraph.report import Report
 
 # An observed run compiles anew; it must not eat the user's own budget of recompilations and fall back to eager.
-_UNLIMITED = {"recompile_limit": 10_000, "accumulated_recompile_limit": 10_000}
+_UNLIMITED: dict[str, Any] = {"recompile_limit": 10_000, "accumulated_recompile_limit": 10_000}
 
 
 def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
@@ -61,5 +61,5 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
 @contextmanager
 def fresh_compilation() -> Iterator[None]:
     """Compile within without running into the limit of recompilations."""
-    with torch._dynamo.config.patch(**_UNLIMITED):
+    with torch._dynamo.config.patch(_UNLIMITED):
         yield

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from hfgraph.errors import KernelRefused
 from hfgraph.graph.op import OPS, Implementation, Op
@@ -70,7 +71,7 @@ def _device(node: Node) -> str:
 
 
 def _values(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return torch.fx.node.map_arg((node.args, node.kwargs), val)
+    return map_arg((node.args, node.kwargs), val)
 
 
 def _fresh(value: Any) -> Any:

@@ -66,7 +66,7 @@ def inputs(model: PreTrainedModel, *, batch: int = 2, length: int = 16, seed: in
         CannotMakeInputs: the model does not read tokens, or not so many.
     """
     if "input_ids" not in _parameters(model):
-        raise CannotMakeInputs(model.name_or_path, f"the model reads {model.main_input_name}, and the command line makes tokens only")
+        raise CannotMakeInputs(_name(model), f"the model reads {model.main_input_name}, and the command line makes tokens only")
     _check_length(model, length)
     generator = torch.Generator().manual_seed(seed)
     choices = _ordinary_tokens(model.config)
@@ -86,7 +86,7 @@ def encoded(model: PreTrainedModel, text: str, *, batch: int = 1, limit: int | N
     tokens = tokenizer(model)([text] * batch, return_tensors="pt")
     given = {name: tokens[name][:, :limit] for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokens and name in _parameters(model)}
     if "input_ids" not in given or not given["input_ids"].numel():
-        raise CannotMakeInputs(model.name_or_path, f"the text {text!r} gives no tokens")
+        raise CannotMakeInputs(_name(model), f"the text {text!r} gives no tokens")
     _check_length(model, given["input_ids"].shape[1])
     return _completed(model, given)
 
@@ -100,7 +100,7 @@ def tokenizer(model: PreTrainedModel) -> Any:
     try:
         return AutoTokenizer.from_pretrained(model.name_or_path)
     except Exception as e:
-        raise CannotMakeInputs(model.name_or_path, f"a text was given, but no tokenizer comes with the model ({_sentence(e).rstrip('.')})") from e
+        raise CannotMakeInputs(_name(model), f"a text was given, but no tokenizer comes with the model ({_sentence(e).rstrip('.')})") from e
 
 
 def _completed(model: PreTrainedModel, given: dict[str, Tensor]) -> dict[str, Tensor | bool]:
@@ -114,6 +114,10 @@ def _completed(model: PreTrainedModel, given: dict[str, Tensor]) -> dict[str, Te
     return complete
 
 
+def _name(model: PreTrainedModel) -> str:
+    return model.name_or_path or type(model).__name__
+
+
 def _parameters(model: PreTrainedModel) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
@@ -121,7 +125,7 @@ def _parameters(model: PreTrainedModel) -> set[str]:
 def _check_length(model: PreTrainedModel, length: int) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and 0 < limit < length:
-        raise CannotMakeInputs(model.name_or_path, f"{length} tokens are asked for, and the model reads at most {limit}")
+        raise CannotMakeInputs(_name(model), f"{length} tokens are asked for, and the model reads at most {limit}")
 
 
 def _ordinary_tokens(config: PreTrainedConfig) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 from torch.fx import GraphModule
 
 from hfgraph.graph.op import OPS
-from hfgraph.graph.rewrite import RULES, Event, module_path, source_line
+from hfgraph.graph.origin import module_path, source_line
+from hfgraph.graph.rewrite import RULES, Event
 from hfgraph.pipeline import Done, Pass, Row
 
 
@@ -100,7 +101,8 @@ class Report:
         return [s for s in self.sites if s.status == "near miss"]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"counts": self.counts, "sites": [asdict(s) for s in self.sites], "graphs": [_summary(g) for g in self.graphs], "graph_breaks": self.graph_breaks}
+        sites, graphs = [asdict(s) for s in self.sites], [_summary(g) for g in self.graphs]
+        return {"counts": self.counts, "sites": sites, "graphs": graphs, "graph_breaks": self.graph_breaks}
 
     def __str__(self) -> str:
         from hfgraph.tables import report_text

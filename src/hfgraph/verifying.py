@@ -14,12 +14,13 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from hfgraph.backend import check_inputs, inductor
-from hfgraph.errors import NotAModel, NothingCompiled, NotAvailable
+from hfgraph.errors import NotAModel, NotAvailable, NothingCompiled
 from hfgraph.explaining import fresh_compilation
 from hfgraph.graph.alias import Aliases
 from hfgraph.graph.capture import Uncapturable, capture, copied
 from hfgraph.graph.judge import Error, Float64, Recorder, float_tensors, fresh_inputs, judge
-from hfgraph.graph.rewrite import REPLACES, RULES, module_path, site_name
+from hfgraph.graph.origin import module_path, site_name
+from hfgraph.graph.rewrite import REPLACES, RULES
 from hfgraph.options import Options
 from hfgraph.pipeline import PIPELINE, Context, run
 

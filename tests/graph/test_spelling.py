@@ -39,6 +39,8 @@ SPELLED: dict[str, tuple[Callable[..., Any], Tensor, list[str]]] = {
     "to the same device": (lambda x: x.to("cpu") + 1, X, ["add"]),
     "type_as, same": (lambda x: x.type_as(x) + 1, X, ["add"]),
     "type_as, other": (lambda x: x.type_as(x.double()), X, ["to"]),
+    "unsqueeze from the front": (lambda x: x.unsqueeze(1), X, ["unsqueeze"]),
+    "a mean that gets its dim back": (lambda x: x.mean(-1).unsqueeze(-1), X, ["mean"]),
     "alias": (lambda x: aten.alias(x) + 1, X, ["add"]),
     "view": (lambda x: x.view(8, 4), X, ["reshape"]),
     "view of the same shape": (lambda x: x.view(4, 8) + 1, X, ["add"]),

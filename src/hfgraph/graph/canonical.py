@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch.fx import GraphModule
 
+from hfgraph.graph.copies import drop_copies
 from hfgraph.graph.functional import functionalise
-from hfgraph.graph.spelling import drop_copies, respell
+from hfgraph.graph.spelling import respell
+from hfgraph.graph.values import drop_dead
 
 
 def tidy(gm: GraphModule) -> int:
@@ -14,6 +16,8 @@ def tidy(gm: GraphModule) -> int:
     Equal subexpressions are left apart: a pattern's inner value may then be recognised in each of its copies.
     `hfgraph.graph.cse.merge_equal` merges what is left once everything is recognised.
     """
-    changed = respell(gm) + functionalise(gm) + drop_copies(gm)
-    gm.graph.eliminate_dead_code()
-    return changed
+    total = 0
+    while changed := respell(gm) + functionalise(gm) + drop_copies(gm):  # one may open the way for another
+        total += changed
+    drop_dead(gm.graph)
+    return total

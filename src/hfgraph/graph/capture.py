@@ -11,6 +11,7 @@ import torch
 from torch import SymFloat, SymInt, Tensor
 from torch._functorch import predispatch
 from torch._guards import tracing
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
@@ -48,10 +49,20 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
     return out
 
 
+# Higher-order operators that come out of a retrace as they went in. The others lose something: activation
+# checkpointing its recomputation, a custom autograd function its own backward.
+_RETRACED = frozenset({"cond", "flex_attention"})
+
+
 def _refuse_unsupported(gm: GraphModule) -> None:
     for node in gm.graph.nodes:
-        if node.target is torch.ops.higher_order.tag_activation_checkpoint:
-            raise Uncapturable("activation checkpointing: the checkpointed region cannot be retraced without losing its recomputation")
+        if node.target is torch.autograd.grad_mode._enter_inference_mode:
+            raise Uncapturable("an inference-mode region inside the graph would be lost in a retrace; torch.no_grad() is kept")
+        if isinstance(node.target, HigherOrderOperator) and node.target.name() not in _RETRACED:
+            raise Uncapturable(f"the higher-order operator {node.target.name()} would not survive being traced again{_CAUSES.get(node.target.name(), '')}")
+
+
+_CAUSES = {"tag_activation_checkpoint": " (activation checkpointing)", "autograd_function_apply": " (a custom autograd function)"}
 
 
 def _fake_inputs(gm: GraphModule, example_inputs: Sequence[Any]) -> list[Any]:

@@ -63,7 +63,7 @@ class ValueNumbers:
 
     def place(self, node: Node, like: Node) -> None:
         """A new node stands in the region of `like`."""
-        self._regions[node] = self._regions.get(like)
+        self._regions[node] = self._regions[like]
 
     def same(self, a: Node, b: Node) -> bool:
         return a is b or (a.target == b.target and self.number(a) == self.number(b))
@@ -82,6 +82,8 @@ def merge_equal(gm: GraphModule) -> int:
         kept = first.setdefault(numbers.number(node), node)
         if kept is node or (kept in leaving and node in leaving):
             continue
+        if node in leaving:
+            leaving.update(aliases.members(kept))
         node.replace_all_uses_with(kept)
         gm.graph.erase_node(node)
         merged += 1

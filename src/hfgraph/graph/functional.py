@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from hfgraph.graph.alias import FRESH, Aliases
-from hfgraph.graph.values import arguments, is_random, val, written, written_nodes
+from hfgraph.graph.values import arguments, evaluated, is_random, regions, same_layout, same_shape, val, written, written_nodes
 
 aten = torch.ops.aten
 _SCATTER = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
@@ -23,101 +23,135 @@ def functionalise(gm: GraphModule) -> int:
     `x.op_(y)` becomes `x' = x.op(y)`, later readers of x read x'. That is right unless an *other* alias of x is read
     later. Writing into a slice of a fresh tensor (`k[..., :n].copy_(v)`) becomes `slice_scatter`.
     """
-    nodes = list(gm.graph.nodes)
-    if not any(written_nodes(n) for n in nodes):
+    if not any(written_nodes(n) for n in gm.graph.nodes) or _autocast_is_on():
         return 0
-    position = {n: i for i, n in enumerate(nodes)}
-    aliases = Aliases(gm.graph)
-    rewritten = 0
-    for node in nodes:
-        found = _candidate(node, aliases)
-        if found is None:
-            continue
-        x, functional = found
-        earlier = [m for m in aliases.members(x) if position[m] < position[node]]
-        if _silent_after(node, [m for m in earlier if m is not x], position):
-            new = _replace(gm, node, x, functional, position)
-        elif _writes_into_slice(node, x, earlier, position):
-            new = _scatter(gm, node, x, functional, position)
-        else:
-            continue
-        aliases.inherit(new, x)
-        rewritten += 1
-    return rewritten
+    sweep = _Sweep(gm)
+    return sum(sweep.visit(node) for node in list(gm.graph.nodes))
 
 
-def _candidate(node: Node, aliases: Aliases) -> tuple[Node, OpOverload] | None:
-    """The tensor written and the out-of-place twin, where a node writes one tensor that no caller can see."""
-    if not isinstance(node.target, OpOverload) or written(node.target) != ("self",) or is_random(node.target):
-        return None
-    x, twin = arguments(node)["self"], _twin(node.target)
-    return (x, twin) if isinstance(x, Node) and twin is not None and not aliases.is_input(x) else None
+def _autocast_is_on() -> bool:
+    """Autocast casts the inputs of some operators, but not of their in-place twins."""
+    return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
 
 
+@cache
 def _twin(target: OpOverload) -> OpOverload | None:
-    """`aten.div_.Tensor` -> `aten.div.Tensor`; None where there is none, or where it returns a view."""
+    """`aten.div_.Tensor` -> `aten.div.Tensor`, by the types of the arguments; None where it returns a view, or is none."""
     name = target._schema.name.split("::")[1]
     packet = getattr(aten, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
-    twin = getattr(packet, target._overloadname, None) if packet is not None else None
-    if not isinstance(twin, OpOverload) or any(r.alias_info is not None for r in twin._schema.returns):
-        return None
-    return twin
+    wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
+    for overload in packet.overloads() if packet is not None else ():
+        twin: OpOverload = getattr(packet, overload)
+        fresh = all(r.alias_info is None for r in twin._schema.returns)
+        if fresh and [(a.name, str(a.type)) for a in twin._schema.arguments] == wanted:
+            return twin
+    return None
 
 
-def _silent_after(node: Node, others: Iterable[Node], position: dict[Node, int]) -> bool:
-    """Nobody reads any of `others` after `node`."""
-    here = position[node]
-    return all(position.get(u, here) <= here for m in others for u in m.users)
+class _Sweep:
+    """One pass over the graph in order. New nodes stand at the position of what they replace."""
 
+    def __init__(self, gm: GraphModule) -> None:
+        self.graph = gm.graph
+        self.position = {n: i for i, n in enumerate(gm.graph.nodes)}
+        self.aliases = Aliases(gm.graph)
+        self.modes = regions(gm.graph)
 
-def _replace(gm: GraphModule, node: Node, x: Node, twin: OpOverload, position: dict[Node, int]) -> Node:
-    new = _out_of_place(gm, node, twin, position)
-    node.replace_all_uses_with(new)
-    here = position[node]
-    x.replace_all_uses_with(new, delete_user_cb=lambda u: position.get(u, -1) > here)
-    gm.graph.erase_node(node)
-    return new
+    def visit(self, node: Node) -> bool:
+        x = self.candidate(node)
+        if x is None:
+            return False
+        here = self.position[node]
+        earlier = [m for m in self.aliases.members(x) if self.position[m] < here]
+        if self.silent_after(node, [m for m in earlier if m is not x]):
+            new = self.replace(node, x)
+        elif self.writes_into_slice(node, x, earlier):
+            new = self.scatter(node, x)
+        else:
+            return False
+        if new is not None:
+            self.aliases.inherit(new, x)
+        return new is not None
 
+    def candidate(self, node: Node) -> Node | None:
+        """The one tensor that a node writes, where no caller can see it and there is a twin that gives the same."""
+        if not isinstance(node.target, OpOverload) or written(node.target) != ("self",) or is_random(node.target):
+            return None
+        x = arguments(node)["self"]
+        if not isinstance(x, Node) or _twin(node.target) is None or self.aliases.is_input(x):
+            return None
+        # Written under no_grad, x keeps its history; a new tensor made there would have none.
+        changed = any(self.modes[r] != self.modes[node] for r in self.aliases.roots(x))
+        return None if changed or len(self.modes[node]) > 1 else x
 
-def _out_of_place(gm: GraphModule, node: Node, twin: OpOverload, position: dict[Node, int]) -> Node:
-    """The twin's call, cast back to the dtype that the in-place operator kept."""
-    kept: Tensor = val(arguments(node)["self"])
-    with gm.graph.inserting_before(node):
-        new = gm.graph.call_function(twin, node.args, node.kwargs)
-        position[new] = position[node]
-        if _result_dtype(new) != kept.dtype:
-            new.meta = {**node.meta, FRESH: True}
-            new = gm.graph.call_function(aten.to.dtype, (new, kept.dtype))
-            position[new] = position[node]
-    new.meta = {**node.meta, "val": kept, FRESH: True}
-    return new
+    def silent_after(self, node: Node, others: Iterable[Node]) -> bool:
+        """Nobody reads any of `others` after `node`."""
+        here = self.position[node]
+        return all(self.position.get(u, here) <= here for m in others for u in m.users)
 
+    def writes_into_slice(self, node: Node, x: Node, earlier: list[Node]) -> bool:
+        """x is a slice of a fresh tensor, made for this write alone, and only that tensor is read later."""
+        base = x.args[0] if x.target in _SCATTER else None
+        return isinstance(base, Node) and not node.users and self.silent_after(node, [x, *(m for m in earlier if m is not base)])
 
-def _result_dtype(node: Node) -> torch.dtype:
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), val)
-    fake = next(v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor))
-    mode: Any = getattr(fake, "fake_mode", None)
-    with mode:
-        return node.target(*args, **kwargs).dtype  # type: ignore[operator]
+    def replace(self, node: Node, x: Node) -> Node | None:
+        new = self.value(node, fresh=True)
+        if not same_layout(val(new), val(x)):
+            self.forget(new)
+            return None
+        new.meta["val"] = val(x)
+        node.replace_all_uses_with(new)
+        self.redirect(x, new, node)
+        return new
 
+    def scatter(self, node: Node, x: Node) -> Node | None:
+        base = x.args[0]
+        assert isinstance(base, Node) and isinstance(x.target, OpOverload)
+        whole = self.call(node, _SCATTER[x.target], (base, self.value(node, fresh=False), *x.args[1:]), dict(x.kwargs))
+        if not same_layout(val(whole), val(base)):
+            self.forget(whole)
+            return None
+        whole.meta["val"] = val(base)
+        self.redirect(base, whole, node)
+        return whole
 
-def _writes_into_slice(node: Node, x: Node, earlier: list[Node], position: dict[Node, int]) -> bool:
-    """x is a slice of a fresh tensor, made for this write alone, and only that tensor is read later."""
-    base = x.args[0] if x.target in _SCATTER else None
-    if not isinstance(base, Node) or not _silent_after(node, [x, *(m for m in earlier if m is not base)], position):
-        return False
-    return not node.users
+    def value(self, node: Node, *, fresh: bool) -> Node:
+        """What the in-place operator would leave in its tensor, in that tensor's dtype."""
+        assert isinstance(node.target, OpOverload)
+        x = arguments(node)["self"]
+        if node.target is aten.copy_.default:
+            source = arguments(node)["src"]
+            if val(source).dtype != val(x).dtype:
+                source = self.call(node, aten.to.dtype, (source, val(x).dtype))
+            if not same_shape(val(source), val(x)):
+                source = self.call(node, aten.expand_as.default, (source, x))
+            return self.call(node, aten.clone.default, (source,)) if fresh else source
+        twin = _twin(node.target)
+        assert twin is not None
+        new = self.call(node, twin, node.args, node.kwargs)
+        return new if val(new).dtype == val(x).dtype else self.call(node, aten.to.dtype, (new, val(x).dtype))
 
+    def call(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
+        """A new node before `node`."""
+        with self.graph.inserting_before(node):
+            new = self.graph.call_function(target, args, kwargs or {})
+        new.meta = {**node.meta, FRESH: True}
+        new.meta["val"] = evaluated(new)
+        self.position[new] = self.position[node]
+        self.modes[new] = self.modes[node]
+        return new
 
-def _scatter(gm: GraphModule, node: Node, x: Node, twin: OpOverload, position: dict[Node, int]) -> Node:
-    base = x.args[0]
-    assert isinstance(base, Node)
-    here = position[node]
-    piece = _out_of_place(gm, node, twin, position)
-    with gm.graph.inserting_before(node):
-        whole = gm.graph.call_function(_SCATTER[x.target], (base, piece, *x.args[1:]), x.kwargs)
-    position[whole] = here
-    whole.meta = {**node.meta, "val": val(base), FRESH: True}
-    base.replace_all_uses_with(whole, delete_user_cb=lambda u: position.get(u, -1) > here)
-    gm.graph.erase_node(node)
-    return whole
+    def redirect(self, old: Node, new: Node, node: Node) -> None:
+        """Readers of `old` after `node` read `new`; `node` goes."""
+        here = self.position[node]
+        old.replace_all_uses_with(new, delete_user_cb=lambda u: self.position.get(u, -1) > here)
+        self.graph.erase_node(node)
+
+    def forget(self, new: Node) -> None:
+        """Take back nodes made in vain."""
+        while not new.users and new.meta.get(FRESH) and self.position.get(new) is not None:
+            below = new.args[1] if new.target in _SCATTER.values() else new.args[0]
+            self.graph.erase_node(new)
+            if not isinstance(below, Node) or below.users or not below.meta.get(FRESH):
+                return
+            new = below

@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 
-# Sizes that the dims of a description take in tests: odd and not powers of two. Letters not listed take the last one.
+# Sizes that the dims of a description take in tests: odd and not powers of two.
 SIZES: Mapping[str, int] = {"B": 3, "T": 5, "H": 7, "D": 63}
+
+
+def _size(name: str, sizes: Mapping[str, int]) -> int:
+    """The size of a dim; a name that `sizes` lacks has one of its own, so that two names are never taken for one."""
+    return sizes[name] if name in sizes else 17 + 2 * sum(ord(c) * 31**i for i, c in enumerate(name)) % 46
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Dims:
         return Dims(tuple(("B", "T", *words[1:]) if any_rank else words), any_rank, optional)
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        return tuple(sizes.get(n, SIZES["D"]) for n in self.names)
+        return tuple(_size(n, sizes) for n in self.names)
 
 
 class Inputs(Mapping[str, "Dims | Scalar | Dtype"]):

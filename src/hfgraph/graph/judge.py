@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hfgraph.graph.values import val
@@ -56,7 +57,7 @@ class Float64(Recorder):
 
     def _as_traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The arguments in the dtypes that the traced graph has."""
-        traced = torch.fx.node.map_arg((self._node.args, self._node.kwargs), val)
+        traced = map_arg((self._node.args, self._node.kwargs), val)
         pairs = zip(tree_leaves((args, kwargs)), tree_leaves(traced), strict=True)
         dtypes = iter([t.dtype if isinstance(t, Tensor) else None for _, t in pairs])
         return tree_map(lambda a: a.to(d) if (d := next(dtypes)) is not None and isinstance(a, Tensor) and a.is_floating_point() else a, (args, kwargs))

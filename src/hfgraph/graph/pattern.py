@@ -11,9 +11,9 @@ from typing import Any
 import sympy
 import torch
 from torch import SymInt, Tensor
-from torch.fx import Graph, Node
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
@@ -21,7 +21,7 @@ from hfgraph.errors import InvalidRule
 from hfgraph.graph.canonical import tidy
 from hfgraph.graph.inputs import Dims, Dtype, Scalar
 from hfgraph.graph.rule import Rule
-from hfgraph.graph.values import val
+from hfgraph.graph.values import is_symbol, val
 
 # Values that no model carries: where one shows up in a traced pattern, a scalar of the rule stands.
 _DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.complex32)
@@ -53,6 +53,11 @@ class Pattern:
     sizes: Mapping[sympy.Symbol, tuple[str, int]]
     dims: Mapping[str, Dims]
     dtypes: frozenset[torch.dtype] | None = None  # float dtypes its tensors may have; None: any
+
+    @property
+    def operators(self) -> list[Node]:
+        """The nodes that compute tensors; the others compute sizes."""
+        return [n for n in self.nodes if not is_symbol(val(n))]
 
 
 def sentinels(rule: Rule, dtype: torch.dtype) -> dict[str, Any]:
@@ -89,13 +94,16 @@ def trace(rule: Rule, function: Callable[..., Any], dtype: torch.dtype, *, absen
             with _fakes():
                 gm = make_fx(call, pre_dispatch=True)(*tensors.values())
     except Exception as e:
-        raise InvalidRule(rule.name, f"{function.__name__} cannot be traced ({type(e).__name__}: {e})", f"Make it a plain function of {', '.join(rule.inputs)}") from e
+        found = f"{function.__name__} cannot be traced ({type(e).__name__}: {e})"
+        raise InvalidRule(rule.name, found, f"Make it a plain function of {', '.join(rule.inputs)}") from e
     if _fakes().shape_env.replacements:  # type: ignore[union-attr]
         fixed = ", ".join(f"{a} = {b}" for a, b in _fakes().shape_env.replacements.items())  # type: ignore[union-attr]
         _fakes.cache_clear()
         _fake.cache_clear()
-        raise InvalidRule(rule.name, f"tracing {function.__name__} fixed a size ({fixed})", "Use sizes as they are, and put the dtype that arithmetic is done in first among the dtypes")
+        advice = "Use sizes as they are, and put the dtype that arithmetic is done in first among the dtypes"
+        raise InvalidRule(rule.name, f"tracing {function.__name__} fixed a size ({fixed})", advice)
     tidy(gm)
+    _count_sizes_from_end(gm.graph, rule, list(tensors))
     return _pattern(rule, function.__name__, gm.graph, list(tensors), marks, whole)
 
 
@@ -105,12 +113,29 @@ def _fakes() -> FakeTensorMode:
     return FakeTensorMode(shape_env=ShapeEnv(duck_shape=True))
 
 
+# "..." is traced as this many dims.
+_OPEN_DIMS = 2
+# Sizes while tracing: different for every dim, and divisible where patterns split heads and features.
+_HINTS = {n: 2 * (100 + i) for i, n in enumerate("ACEFGIJKLMNOPQRSUVWXYZ")} | {"B": 3, "T": 5, "H": 16, "D": 96}
+
+
 @cache
 def _fake(name: str, dims: Dims, dtype: torch.dtype) -> Tensor:
     """A parameter's tensor, whose sizes are symbols, one per letter."""
-    real = torch.zeros(dims.shape({"B": 3, "T": 5, "H": 7, "D": 11}), dtype=dtype)
+    real = torch.zeros(dims.shape(_HINTS), dtype=dtype)
     duck = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK] * real.ndim)
     return _fakes().from_tensor(real, symbolic_context=duck, source=ConstantSource(f"pattern_{name}_{'_'.join(dims.names)}_{dtype}"))
+
+
+def _count_sizes_from_end(graph: Graph, rule: Rule, names: list[str]) -> None:
+    """`x.shape[-1]` was traced at one rank; where the rank is open, it must mean the last dim at every rank."""
+    leaves = dict(zip((n for n in graph.nodes if n.op == "placeholder"), names, strict=True))
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.sym_size.int and node.args[0] in leaves:
+            leaf, dim = node.args
+            dims = rule.inputs.tensors[leaves[leaf]]
+            if dims.any_rank and dim >= _OPEN_DIMS:
+                node.args = (leaf, dim - len(dims.names))
 
 
 def _pattern(rule: Rule, what: str, graph: Graph, names: list[str], marks: dict[str, Any], whole: bool) -> Pattern:
@@ -122,8 +147,8 @@ def _pattern(rule: Rule, what: str, graph: Graph, names: list[str], marks: dict[
     missing = [n for n in marks if n not in seen]
     if whole and missing:
         raise InvalidRule(rule.name, f"{what} does not carry {', '.join(missing)} as written (was it folded into another number?)", "Use each scalar as it is")
-    outputs = graph.output_node().args[0]
-    outputs = tuple(outputs) if isinstance(outputs, list | tuple) else (outputs,)
+    returned: Any = graph.output_node().args[0]
+    outputs = tuple(returned) if isinstance(returned, list | tuple) else (returned,)
     if not all(isinstance(o, Node) and o not in leaves for o in outputs):
         raise InvalidRule(rule.name, f"{what} returns one of its inputs or a constant", "Return computed tensors only")
     nodes = tuple(n for n in graph.nodes if n.op == "call_function")
@@ -154,7 +179,7 @@ def _size_symbols(leaves: Mapping[Node, str], dims: Mapping[str, Dims]) -> dict[
     for node, name in leaves.items():
         rank = val(node).ndim
         for dim, size in enumerate(val(node).shape):
-            open_dim = dims[name].any_rank and dims[name].names[dim] in ("B", "T")
+            open_dim = dims[name].any_rank and dim < _OPEN_DIMS
             if not open_dim and isinstance(size, SymInt) and isinstance(size.node.expr, sympy.Symbol):
                 found.setdefault(size.node.expr, (name, dim - rank))
     return found

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import combinations
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +13,13 @@ from torch import SymInt, Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from hfgraph.errors import IllegalGraph
-from hfgraph.graph.match import CHEAP, Match, Matcher, NearMiss, label
-from hfgraph.graph.pattern import Pattern, Wild, trace
+from hfgraph.graph.match import Match, Matcher
+from hfgraph.graph.origin import module_path, source_line
+from hfgraph.graph.pattern import Pattern, Wild
 from hfgraph.graph.rule import Rule
-from hfgraph.graph.values import is_symbol, same_shape, val
+from hfgraph.graph.unify import NearMiss
+from hfgraph.graph.values import drop_dead, evaluated, is_symbol, same_layout, val
+from hfgraph.graph.variants import Variant, grows, may_occur, size, variants
 
 # Meta keys of a rewritten node: the rules that made it, and the node of the canonical graph whose value it computes.
 RULES = "hfgraph_rules"
@@ -44,46 +46,6 @@ class Outcome:
     missed: list[Event] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False)
-class Variant:
-    """A rule's pattern as traced for some dtypes, and without some of its optional tensors."""
-
-    rule: Rule
-    pattern: Pattern
-    absent: tuple[str, ...]
-
-    def replacement(self, dtype: torch.dtype) -> Pattern:
-        """The replacement, traced for tensors in `dtype`."""
-        return _traced(self.rule, self.rule.replacement, dtype, self.absent)
-
-
-@cache
-def _traced(rule: Rule, function: Callable[..., Any], dtype: torch.dtype, absent: tuple[str, ...]) -> Pattern:
-    return trace(rule, function, dtype, absent=absent, whole=function is rule.pattern)
-
-
-@cache
-def variants(rule: Rule, dtypes: tuple[torch.dtype, ...]) -> tuple[Variant, ...]:
-    """The distinct patterns of a rule: with and without its optional tensors, and over float dtypes, since casts that
-    do nothing in one dtype vanish from its trace."""
-    return tuple(v for absent in _absences(rule) for v in _over_dtypes(rule, dtypes, absent))
-
-
-def _absences(rule: Rule) -> list[tuple[str, ...]]:
-    optional = [n for n, d in rule.inputs.tensors.items() if d.optional]
-    return [absent for count in range(len(optional) + 1) for absent in combinations(optional, count)]
-
-
-def _over_dtypes(rule: Rule, dtypes: tuple[torch.dtype, ...], absent: tuple[str, ...]) -> list[Variant]:
-    found: dict[str, tuple[Pattern, set[torch.dtype]]] = {}
-    for dtype in dtypes:
-        pattern = _traced(rule, rule.pattern, dtype, absent)
-        text = "\n".join(str((n.name, n.target, n.args, n.kwargs)) for n in pattern.nodes)
-        found.setdefault(text, (pattern, set()))[1].add(dtype)
-    only = len(found) == 1
-    return [Variant(rule, replace(p, dtypes=None if only else frozenset(d)), absent) for p, d in found.values()]
-
-
 def apply_rules(gm: GraphModule, rules: Sequence[Rule], *, sabotage: str | None = None) -> Outcome:
     """Rewrite `gm` in place with `rules`, again and again until none fires. Larger patterns come first: smaller ones
     are their fallback.
@@ -92,7 +54,7 @@ def apply_rules(gm: GraphModule, rules: Sequence[Rule], *, sabotage: str | None 
         sabotage: name of a rule whose results are then falsified, to show that verification catches it.
     """
     dtypes = _float_dtypes(gm.graph)
-    rules = sorted(rules, key=lambda r: -_size(r, dtypes[0]))
+    rules = sorted(rules, key=lambda r: -size(r, dtypes[0]))
     matcher = Matcher(gm.graph)
     outcome = Outcome()
     for _ in range(_MAX_ROUNDS):
@@ -103,12 +65,8 @@ def apply_rules(gm: GraphModule, rules: Sequence[Rule], *, sabotage: str | None 
     else:
         raise IllegalGraph("rewrite", f"rules still fire after {_MAX_ROUNDS} rounds: {', '.join(sorted({r.name for r in rules}))}")
     if outcome.applied:
-        gm.graph.eliminate_dead_code()
+        drop_dead(gm.graph)
     return outcome
-
-
-def _size(rule: Rule, dtype: torch.dtype) -> int:
-    return len(_traced(rule, rule.pattern, dtype, ()).nodes)
 
 
 def _float_dtypes(graph: Graph) -> tuple[torch.dtype, ...]:
@@ -122,7 +80,7 @@ def _apply(
 ) -> list[Node]:
     fired: list[Node] = []
     misses: dict[Node, NearMiss] = {}
-    if not _may_occur(rule, dtypes[0], matcher):
+    if not may_occur(rule, dtypes[0], matcher):
         return fired
     for variant in variants(rule, dtypes):
         anchor = matcher.anchor(variant.pattern)
@@ -131,28 +89,16 @@ def _apply(
         for node in list(matcher.index[anchor.target]):
             if not node.users or node in fired:
                 continue
-            found = matcher.attempt(variant.pattern, anchor, node, lambda m: _guard(rule, m, variant))
+            found = matcher.attempt(variant.pattern, anchor, node, partial(_guard, rule, variant))
             if isinstance(found, Match):
                 misses.pop(node, None)
                 outcome.applied.append(_event(rule, found.outputs[0]))
                 fired.extend(_replace(gm, matcher, rule, variant, found, falsify=rule.name == sabotage))
-            elif found is not None and (node not in misses or found.matched > misses[node].matched):
+            elif found is not None and found.is_nearer(misses.get(node)):
                 misses[node] = found
-    if not _grows(rule, dtypes[0]):
+    if not grows(rule, dtypes[0]):
         outcome.missed.extend(_event(rule, m.node, _words(rule, m)) for m in misses.values() if _is_near(m))
     return fired
-
-
-def _may_occur(rule: Rule, dtype: torch.dtype, matcher: Matcher) -> bool:
-    """Whether the graph has all operators of a pattern but casts: only then is it worth tracing for every dtype."""
-    patterns = (_traced(rule, rule.pattern, dtype, absent) for absent in _absences(rule))
-    return any(all(matcher.index.get(p.target) for p in pattern.nodes if p.target not in CHEAP and not is_symbol(val(p))) for pattern in patterns)
-
-
-def _grows(rule: Rule, dtype: torch.dtype) -> bool:
-    """A rule that adds a step to an op already recognised: where it does not apply, nothing was missed."""
-    made = {p.target for absent in _absences(rule) for p in _traced(rule, rule.replacement, dtype, absent).nodes if p.target is not operator.getitem}
-    return any(p.target in made for absent in _absences(rule) for p in _traced(rule, rule.pattern, dtype, absent).nodes)
 
 
 def _is_near(miss: NearMiss) -> bool:
@@ -168,7 +114,7 @@ def _event(rule: Rule, node: Node, reason: str = "") -> Event:
     return Event(rule.name, node.name, module_path(node), source_line(node), reason)
 
 
-def _guard(rule: Rule, match: Match, variant: Variant) -> str | None:
+def _guard(rule: Rule, variant: Variant, match: Match) -> str | None:
     """The reason against a match: outputs that something writes, or the rule's own condition."""
     if rule.when is not None:
         tensors = {n: val(match.leaves[n]) if n in match.leaves else None for n in rule.inputs.tensors}
@@ -189,7 +135,7 @@ def _dtype(match: Match) -> torch.dtype:
 
 
 def _result_differs(match: Match, variant: Variant) -> str | None:
-    """Run the replacement on fake tensors: shape, dtype and device must be those of what it replaces."""
+    """Run the replacement on fake tensors: shape, dtype, device and strides must be those of what it replaces."""
     dtype = _dtype(match)
     key = (variant, dtype, *(_signature(g) for g in match.leaves.values()), *(str(s) for s in match.scalars.values()), *(_signature(o) for o in match.outputs))
     if key not in _RESULTS:
@@ -209,9 +155,13 @@ def _compare_results(match: Match, replacement: Pattern) -> str | None:
     values = _run(replacement, {n: val(g) for n, g in match.leaves.items()}, match.scalars)
     for new, old in zip(values, match.outputs, strict=True):
         kept: Tensor = val(old)
-        if new.dtype != kept.dtype or new.device != kept.device or not same_shape(new, kept):
-            return f"the replacement would give {new.dtype} {tuple(new.shape)} instead of {kept.dtype} {tuple(kept.shape)}"
+        if not same_layout(new, kept):
+            return f"the replacement would give {_layout(new)} instead of {_layout(kept)}"
     return None
+
+
+def _layout(value: Tensor) -> str:
+    return f"{value.dtype} {tuple(value.shape)} with strides {tuple(value.stride())}"
 
 
 def _run(replacement: Pattern, leaves: dict[str, Any], scalars: dict[str, Any]) -> list[Any]:
@@ -241,7 +191,7 @@ def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, ma
     """Put the replacement in place of a match. Returns the nodes that are gone."""
     old = match.outputs
     replacement = variant.replacement(_dtype(match))
-    history = tuple(dict.fromkeys(r for g in match.nodes.values() for r in g.meta.get(RULES, ()))) + (rule.name,)
+    history = (*dict.fromkeys(r for g in match.nodes.values() for r in g.meta.get(RULES, ())), rule.name)
     meta = {k: v for k, v in _richest(match).meta.items() if k not in ("val", RULES, REPLACES)}
     env: dict[Node, Any] = dict(zip(replacement.leaves, (match.leaves[n] for n in replacement.leaves.values()), strict=True))
     known = _known_values(replacement, old)
@@ -250,7 +200,7 @@ def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, ma
             args, kwargs = _filled((p.args, p.kwargs), env, match.scalars)
             env[p] = _instantiate(gm.graph, p, args, kwargs)
             if isinstance(env[p], Node):
-                env[p].meta = {**meta, "val": known[p] if p in known else _value(env[p])}
+                env[p].meta = {**meta, "val": known[p] if p in known else evaluated(env[p])}
         new = [env[o] for o in replacement.outputs]
         for n, o in zip(new, old, strict=True):
             n.meta |= {RULES: history}
@@ -291,19 +241,10 @@ def _instantiate(graph: Graph, p: Node, args: Any, kwargs: Any) -> Any:
             size = val(args[0]).shape[args[1]]
             if not isinstance(size, SymInt):
                 return size
+            args = (args[0], args[1] % val(args[0]).ndim)
         elif not any(isinstance(a, Node) for a in args):
             return p.target(*args)  # type: ignore[operator]
     return graph.call_function(p.target, args, kwargs)  # type: ignore[arg-type]
-
-
-def _value(node: Node) -> Any:
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), val)
-    if node.target is operator.getitem:
-        return args[0][args[1]]
-    fake = next((v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)), None)
-    mode: Any = getattr(fake, "fake_mode", None)
-    with mode, torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _falsify(graph: Graph, node: Node, before: Node) -> Node:
@@ -324,38 +265,3 @@ def _erase(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> list[Node]:
             matcher.removed(node)
             gone.append(node)
     return gone
-
-
-# --- where a node comes from -------------------------------------------------------------------------
-
-
-def site_name(node: Node) -> str:
-    """What a rewritten node is called in reports: the op it calls, or takes a result of."""
-    source = node.args[0] if node.target is operator.getitem else node
-    return label(source) if isinstance(source, Node) else label(node)
-
-
-def module_path(node: Node) -> str:
-    """The path of the innermost module that made a node, e.g. `model.layers.0.input_layernorm`; empty where unknown."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [v[0] for v in stack.values() if isinstance(v, tuple)]
-    return _plain(paths[-1]) if paths else ""
-
-
-def _plain(path: str) -> str:
-    """Dynamo's `L['self'].model.layers.slice(None)[0]` -> `model.layers.0`."""
-    for noise in ("L['self']", "L['fn']", "L['model']", "._modules", "_orig_mod"):
-        path = path.replace(noise, "")
-    return path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", "").replace("..", ".").strip(".")
-
-
-def source_line(node: Node) -> str:
-    """File and line of the model's code that made a node, as `modeling_x.py:64`."""
-    trace_text = node.meta.get("stack_trace") or ""
-    for line in reversed(trace_text.splitlines()):
-        line = line.strip()
-        if line.startswith("File "):
-            path, _, rest = line[5:].partition(", line ")
-            return f"{path.strip(chr(34)).rsplit('/', 1)[-1]}:{rest.partition(',')[0]}"
-    return ""
-

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from hfgraph.graph.alias import Aliases
-from hfgraph.graph.values import arguments, is_dense, is_symbol, same_layout, same_shape, same_size, val
+from hfgraph.graph.values import arguments, is_dense, is_symbol, regions, same_layout, same_size, val
 
 aten = torch.ops.aten
 END = 9223372036854775807
@@ -28,6 +27,7 @@ class Call(NamedTuple):
 
 
 Spelling = Callable[[Node], "Node | Call | None"]
+Modes = dict[Node, tuple[Any, ...]]
 
 
 # --- dims count from the end, so that one pattern fits every rank -------------------------------------
@@ -64,7 +64,7 @@ def _unless_same(node: Node, given: dict[str, Any]) -> Call | None:
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
-    return a is b or (not isinstance(a, Node) and not isinstance(b, Node) and type(a) is type(b) and a == b)
+    return a is b or (not isinstance(a, Node) and not isinstance(b, Node) and type(a) is type(b) and bool(a == b))
 
 
 # --- casts --------------------------------------------------------------------------------------------
@@ -143,11 +143,28 @@ def _reaches(end: Any, size: Any) -> bool:
     return not isinstance(end, Node) and (same_size(end, size) or (isinstance(end, int) and isinstance(size, int) and end >= size))
 
 
+_REDUCTIONS = frozenset({aten.mean.dim, aten.sum.dim_IntList, aten.amax.default})
+
+
+def _unsqueeze(node: Node) -> Call | None:
+    """Dims count from the end; a reduction over the last dim that gets it back is one with keepdim."""
+    x, dim = node.args[0], node.args[1]
+    if not isinstance(x, Node) or not isinstance(dim, int):
+        return None
+    if dim >= 0:
+        return Call(node.target, (x, dim - val(node).ndim))
+    if dim == -1 and x.target in _REDUCTIONS and len(x.users) == 1 and not x.kwargs and list(x.args[1:]) == [[-1]]:  # type: ignore[comparison-overlap]
+        return Call(x.target, (x.args[0], [-1], True))
+    return None
+
+
 # --- arithmetic ---------------------------------------------------------------------------------------
 
 
 def _square(node: Node) -> Call | None:
-    """square(x), x * x and pow(x, 2.0) round alike."""
+    """square(x), x * x and pow(x, 2.0) of floats round alike."""
+    if not isinstance(node.args[0], Node) or not val(node.args[0]).is_floating_point():
+        return None
     if node.target is aten.pow.Tensor_Scalar:
         return Call(node.target, (node.args[0], 2)) if node.args[1] == 2 and not isinstance(node.args[1], int) else _inverse_root(node)
     if node.target is aten.mul.Tensor and node.args[0] is not node.args[1]:
@@ -156,9 +173,10 @@ def _square(node: Node) -> Call | None:
 
 
 def _inverse_root(node: Node) -> Call | None:
-    """ATen computes pow(x, -0.5) of floats as rsqrt."""
+    """ATen computes pow(x, -0.5) as rsqrt in float32 and float64; in half precision they round differently."""
     x = node.args[0]
-    return Call(aten.rsqrt.default, (x,)) if node.args[1] == -0.5 and isinstance(x, Node) and val(x).is_floating_point() else None
+    assert isinstance(x, Node)
+    return Call(aten.rsqrt.default, (x,)) if node.args[1] == -0.5 and val(x).dtype in (torch.float32, torch.float64) else None
 
 
 def _contiguous(node: Node) -> Node | None:
@@ -191,6 +209,7 @@ SPELLINGS: dict[Any, Spelling] = {
     aten.reshape_as.default: _reshape,
     aten.expand.default: _same_view,
     aten.slice.Tensor: _slice,
+    aten.unsqueeze.default: _unsqueeze,
     aten.transpose.int: _permute(_swapped),
     aten.swapaxes.default: _permute(_swapped),
     aten.t.default: _permute(lambda _, rank: list(reversed(range(rank)))),
@@ -215,60 +234,36 @@ SPELLINGS: dict[Any, Spelling] = {
 }
 
 
-def _spelled(node: Node) -> Node | Call | None:
-    """What the table puts in a node's place."""
+# Where these do nothing, they return their input itself; the others return a new tensor on the same storage.
+_RETURN_SELF = frozenset(
+    {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default, aten.contiguous.default, aten.dropout.default}
+)
+
+
+def _spelled(node: Node, modes: Modes) -> Node | Call | None:
+    """What the table puts in a node's place. A new tensor made under no_grad has no history, its input may have one."""
     spelling = SPELLINGS.get(node.target) if node.op == "call_function" else None
-    return spelling(node) if spelling and isinstance(val(node), Tensor | list | tuple) else None
+    found = spelling(node) if spelling and isinstance(val(node), Tensor | list | tuple) else None
+    return None if isinstance(found, Node) and node.target not in _RETURN_SELF and modes[found] != modes[node] else found
 
 
 def unspelled(gm: GraphModule) -> Node | None:
     """A node that the table would still change; None in a canonical graph."""
-    return next((n for n in gm.graph.nodes if _spelled(n) is not None), None)
+    modes = regions(gm.graph)
+    return next((n for n in gm.graph.nodes if _spelled(n, modes) is not None), None)
 
 
 def respell(gm: GraphModule) -> int:
     """Apply the table to every node, in place. Returns how many nodes changed."""
     changed = 0
+    modes = regions(gm.graph)
     for node in list(gm.graph.nodes):
-        found = _spelled(node)
-        if found is None:
-            continue
-        changed += 1
-        if isinstance(found, Call):
+        found = _spelled(node, modes)
+        changed += found is not None
+        while isinstance(found, Call):  # flatten to reshape, and then a reshape to the same shape to nothing
             node.target, node.args, node.kwargs = found.target, found.args, {}
-            again = _spelled(node)  # flatten to reshape, and a reshape to the same shape to nothing
-            if isinstance(again, Node):
-                node.replace_all_uses_with(again)
-                gm.graph.erase_node(node)
-        else:
+            found = _spelled(node, modes)
+        if found is not None:
             node.replace_all_uses_with(found)
             gm.graph.erase_node(node)
     return changed
-
-
-def drop_copies(gm: GraphModule) -> int:
-    """Remove copies that only matter to whoever writes: `x * 1`, `x / 1`, a clone in the same layout.
-
-    A copy stays where either storage is written, or where it becomes an output that would then alias something.
-    `x + 0` is no copy: it turns -0.0 into 0.0.
-    """
-    aliases = Aliases(gm.graph)
-    leaving = {m for o in gm.graph.output_node().all_input_nodes for m in aliases.members(o)}
-    dropped = 0
-    for node in list(gm.graph.nodes):
-        if not _is_copy(node) or aliases.is_written(node) or aliases.is_written(node.args[0]) or node in leaving:
-            continue
-        node.replace_all_uses_with(node.args[0])
-        gm.graph.erase_node(node)
-        dropped += 1
-    return dropped
-
-
-def _is_copy(node: Node) -> bool:
-    if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node) or not isinstance(val(node), Tensor):
-        return False
-    x = node.args[0]
-    if not isinstance(val(x), Tensor) or not same_layout(val(x), val(node)):
-        return False
-    by_one = node.target in (aten.mul.Tensor, aten.div.Tensor) and not isinstance(node.args[1], Node) and node.args[1] == 1
-    return by_one or (node.target is aten.clone.default and same_shape(val(x), val(node)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch._prims_common import is_contiguous_or_false
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 # Higher-order operators that write none of their inputs. Others are taken to write all of them.
 _PURE_HIGHER_ORDER = frozenset({"cond", "while_loop", "map_impl", "scan", "associative_scan", "flex_attention", "invoke_subgraph", "wrap"})
@@ -30,6 +33,15 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for v in value:
             yield from tensors(v)
+
+
+def evaluated(node: Node) -> Any:
+    """A node's value, computed on the fake values of its inputs."""
+    args, kwargs = map_arg((node.args, node.kwargs), val)
+    fake = next((v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)), None)
+    mode: Any = getattr(fake, "fake_mode", None) or nullcontext()  # arithmetic on sizes needs none
+    with mode, torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def is_symbol(value: Any) -> bool:
@@ -73,8 +85,23 @@ def arguments(node: Node) -> dict[str, Any]:
 
 @cache
 def written(target: OpOverload) -> tuple[str, ...]:
-    """Names of the arguments that an operator writes."""
+    """Names of the arguments that an operator writes. `detach_` writes no values."""
+    if target is torch.ops.aten.detach_.default:
+        return ()
     return tuple(a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+# Operators that write without saying so: running statistics, in training.
+_WRITES_UNSAID = {torch.ops.aten.batch_norm.default: ("training", "running_mean", "running_var"),
+                  torch.ops.aten.instance_norm.default: ("use_input_stats", "running_mean", "running_var")}  # fmt: skip
+
+
+def _unsaid(node: Node) -> list[Node]:
+    switch, *names = _WRITES_UNSAID.get(node.target, ("",))  # type: ignore[arg-type]
+    if not switch:
+        return []
+    given = arguments(node)
+    return [given[n] for n in names if given[switch] is not False and isinstance(given[n], Node)]
 
 
 def written_nodes(node: Node) -> list[Node]:
@@ -82,7 +109,7 @@ def written_nodes(node: Node) -> list[Node]:
     if isinstance(node.target, OpOverload):
         names = written(node.target)
         if not names:
-            return []
+            return _unsaid(node)
         given = arguments(node)
         found = [given[n] for n in names]
         return [x for f in found for x in (f if isinstance(f, list | tuple) else [f]) if isinstance(x, Node)]
@@ -101,8 +128,13 @@ def is_pure(node: Node) -> bool:
     if node.op != "call_function":
         return False
     if isinstance(node.target, OpOverload):
-        return not written(node.target) and not is_random(node.target)
+        return not written_nodes(node) and not is_random(node.target)
     return getattr(node.target, "__module__", None) in ("_operator", "math") or node.target is operator.getitem
+
+
+def drop_dead(graph: Graph) -> None:
+    """Remove nodes without users, but for those that write or switch modes."""
+    graph.eliminate_dead_code(lambda n: n.is_impure() or bool(written_nodes(n)))
 
 
 def regions(graph: Graph) -> dict[Node, tuple[Any, ...]]:

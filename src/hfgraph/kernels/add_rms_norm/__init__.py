@@ -10,6 +10,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from hfgraph.graph.inputs import Dtype, Inputs, Scalar
 from hfgraph.graph.op import Cost, op
+from hfgraph.graph.values import same_shape
 from hfgraph.kernels.rms_norm import _fits_triton, rms_norm
 
 _BATCH = ((Shard(0), Shard(0), Replicate()), (Shard(0), Shard(0)))
@@ -64,7 +65,7 @@ def add_rms_norm(
 
 
 def _fits(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *attributes: Any, **named: Any) -> bool:
-    return x.dtype == residual.dtype and x.shape == residual.shape and _fits_triton(x, weight, eps, *attributes, **named)
+    return x.dtype == residual.dtype and same_shape(x, residual) and _fits_triton(x, weight, eps, *attributes, **named)
 
 
 add_rms_norm.impl("triton", device="cuda", load=".triton", when=_fits)
