@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from hfgraph.backend import check_inputs, rewrite
-from hfgraph.errors import NotAModel, NothingCompiled
+from hfgraph.errors import HfgraphError, NotAModel, NothingCompiled
 from hfgraph.options import Options
 from hfgraph.pipeline import Context
 from hfgraph.report import Report
@@ -60,6 +61,12 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
 
 @contextmanager
 def fresh_compilation() -> Iterator[None]:
-    """Compile within without running into the limit of recompilations."""
-    with torch._dynamo.config.patch(_UNLIMITED):
-        yield
+    """Compile within, without running into the limit of recompilations, and with hfgraph's errors as they are: Dynamo
+    wraps what a backend raises."""
+    try:
+        with torch._dynamo.config.patch(_UNLIMITED):
+            yield
+    except BackendCompilerFailed as e:
+        if isinstance(e.inner_exception, HfgraphError):
+            raise e.inner_exception from None
+        raise

@@ -108,6 +108,7 @@ def verdict_parts(verdict: Verdict) -> list[RenderableType]:
         for rule, caught in verdict.sabotage.items():
             table.add_row(rule, "yes" if caught else "NO")
         parts.append(table)
+    parts += [f"a graph was not rewritten: {reason}" for reason in verdict.unrewritten]
     return parts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -80,12 +81,17 @@ class Verdict:
         return self.ok
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, "max_error": self.max_error, **asdict(self)}
+        """Plain values; an error that is not finite (a wrong shape, say) is None, which JSON can hold."""
+        return tree_map(_finite, {"ok": self.ok, "max_error": self.max_error, **asdict(self)})
 
     def __str__(self) -> str:
         from hfgraph.tables import verdict_text
 
         return verdict_text(self)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def verify(model: Callable[..., Any], *args: Any, tp: int | None = None, sabotage: bool = False, **kwargs: Any) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 
 from torch.fx import Node
 
@@ -23,10 +24,9 @@ def module_path(node: Node) -> str:
 
 
 def _plain(path: str) -> str:
-    """Dynamo's `L['self'].model.layers.slice(None)[0]` -> `model.layers.0`."""
-    for noise in ("L['self']", "L['fn']", "L['model']", "._modules", "_orig_mod"):
-        path = path.replace(noise, "")
-    return path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", "").replace("..", ".").strip(".")
+    """Dynamo's `L['self'].model.layers._modules['0']`, or `L['args'][0].model...`, -> `model.layers.0`."""
+    path = re.sub(r"^L\['\w+'\](\[\d+\])?", "", path).replace("._modules", "").replace("_orig_mod", "")
+    return re.sub(r"\.+", ".", re.sub(r"\['?(\w+)'?\]", r".\1", path)).strip(".")
 
 
 def source_line(node: Node) -> str:

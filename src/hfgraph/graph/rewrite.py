@@ -96,7 +96,7 @@ def _apply(
                 fired.extend(_replace(gm, matcher, rule, variant, found, falsify=rule.name == sabotage))
             elif found is not None and found.is_nearer(misses.get(node)):
                 misses[node] = found
-    if not grows(rule, dtypes[0]):
+    if misses and not grows(rule, dtypes[0]):
         outcome.missed.extend(_event(rule, m.node, _words(rule, m)) for m in misses.values() if _is_near(m))
     return fired
 

@@ -17,7 +17,7 @@ class Rule:
 
     Both are plain PyTorch functions of the same parameters, which `inputs` describes: strings are tensors, `Scalar`
     and `Dtype` are values bound from the graph. A pattern may return several tensors, as long as they are connected
-    through more than its inputs. ``when(**bound)`` receives fake tensors and bound values and returns a bool; it must
+    through more than its inputs; it may depend on dtypes only by casting. ``when(**bound)`` receives fake tensors and bound values and returns a bool; it must
     not ask for the value of a symbolic size.
     """
 

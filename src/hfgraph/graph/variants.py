@@ -17,6 +17,9 @@ from hfgraph.graph.pattern import Pattern, trace
 from hfgraph.graph.rule import Rule
 
 
+_NARROW = (torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True, eq=False)
 class Variant:
     """A rule's pattern as traced for some dtypes, and without some of its optional tensors."""
@@ -48,6 +51,9 @@ def _absences(rule: Rule) -> list[tuple[str, ...]]:
 
 
 def _over_dtypes(rule: Rule, dtypes: tuple[torch.dtype, ...], absent: tuple[str, ...]) -> list[Variant]:
+    first = _traced(rule, rule.pattern, dtypes[0], absent)
+    if dtypes[0] in _NARROW and not _names_a_dtype(first):  # no cast that would vanish in another dtype
+        return [Variant(rule, first, absent)]
     found: dict[str, tuple[Pattern, set[torch.dtype]]] = {}
     for dtype in dtypes:
         pattern = _traced(rule, rule.pattern, dtype, absent)
@@ -55,6 +61,11 @@ def _over_dtypes(rule: Rule, dtypes: tuple[torch.dtype, ...], absent: tuple[str,
         found.setdefault(text, (pattern, set()))[1].add(dtype)
     only = len(found) == 1
     return [Variant(rule, replace(p, dtypes=None if only else frozenset(d)), absent) for p, d in found.values()]
+
+
+def _names_a_dtype(pattern: Pattern) -> bool:
+    """Whether a cast to a fixed dtype is part of the pattern; dtypes that the rule binds are not fixed."""
+    return any(isinstance(a, torch.dtype) for n in pattern.nodes for a in (*n.args, *n.kwargs.values()))
 
 
 def size(rule: Rule, dtype: torch.dtype) -> int:
