@@ -36,14 +36,15 @@ WHOLE = (1.0,)
 
 
 @cache
-def own_cases(inputs: Inputs, dtype: torch.dtype, scales: tuple[float, ...] | None = None, small: bool = False) -> tuple[Case, ...]:
+def own_cases(an_op: Op, dtype: torch.dtype, scales: tuple[float, ...] | None = None, small: bool = False) -> tuple[Case, ...]:
     """All settings of the op's dtypes together (see `rule_cases.settings`), and each of them alone, at every scale."""
-    shape = SMALL if small else None
-    found = list(cases(inputs, dtype, scales=scales, shape=shape))
+    inputs, sizes = an_op.inputs, SMALL if small else SIZES
+    found = list(cases(inputs, dtype, scales=scales, shape=sizes))
     other = torch.bfloat16 if dtype is torch.float32 else torch.float32
-    for name in [n for n, a in inputs.items() if isinstance(a, Dtype)]:
-        made = {n: (other if n == name else None) if isinstance(a, Dtype) else v for (n, a), v in zip(inputs.items(), inputs.make(dtype, **({"sizes": shape} if shape else {})).values(), strict=True)}
-        found.append(Case(f"{name} alone {other}", made))
+    dtypes = [n for n, a in inputs.items() if isinstance(a, Dtype)]
+    for name in dtypes:
+        setting = {n: other if n == name else None for n in dtypes}
+        found.append(Case(f"{name} alone {other}", {**inputs.make(dtype, sizes=sizes), **setting}))
     return tuple(found)
 
 
@@ -56,14 +57,14 @@ def tensors(value: Any) -> list[Tensor]:
 
 def equals_its_reference(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Bit for bit, and in strides, at every scale, with optional tensors there and not there."""
-    for case in own_cases(an_op.inputs, dtype):
+    for case in own_cases(an_op, dtype):
         if not same(an_op.target(**case.arguments), an_op.reference(**case.arguments)):
             yield case.name
 
 
 def is_near_float64(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Within the tolerance of the coarsest dtype on the way."""
-    for case in own_cases(an_op.inputs, dtype):
+    for case in own_cases(an_op, dtype):
         got = an_op.target(**case.arguments)
         off = error(got, judge(an_op.reference, case))
         if in_range(case, dtype) and not off <= TOLERANCE[coarsest(case, got)]:
@@ -77,7 +78,7 @@ def in_range(case: Case, dtype: torch.dtype) -> bool:
 
 def leaves_its_inputs_alone(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """It writes nothing, returns nothing that shares storage, and its schema says so."""
-    for case in own_cases(an_op.inputs, dtype, WHOLE):
+    for case in own_cases(an_op, dtype, WHOLE):
         given = cloned(dict(case.arguments))
         results = tensors(an_op.target(**given))
         if not same(list(given.values()), list(case.arguments.values())):
@@ -103,7 +104,7 @@ LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 def agrees_on_fakes(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Shape, dtype and strides, for dense and strided inputs."""
-    for case, (name, lay) in product(own_cases(an_op.inputs, dtype, WHOLE), LAYOUTS.items()):
+    for case, (name, lay) in product(own_cases(an_op, dtype, WHOLE), LAYOUTS.items()):
         given = {n: lay(a) if isinstance(a, Tensor) and a.ndim > 1 else a for n, a in case.arguments.items()}
         mode = FakeTensorMode()
         with mode:
@@ -123,13 +124,14 @@ def symbolic(case: Case) -> tuple[dict[str, Any], ShapeEnv, dict[sympy.Symbol, i
             context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK] * a.ndim)
             a = mode.from_tensor(a, symbolic_context=context, source=torch._dynamo.source.ConstantSource(name))
         given[name] = a
-    values = {s.node.expr: r for n, a in given.items() if isinstance(a, Tensor) for s, r in zip(a.shape, case.arguments[n].shape, strict=True) if isinstance(s, SymInt)}
+    sizes = [(s, r) for n, a in case.tensors.items() for s, r in zip(given[n].shape, a.shape, strict=True)]
+    values = {s.node.expr: r for s, r in sizes if isinstance(s, SymInt)}
     return given, env, values
 
 
 def takes_symbolic_sizes(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Traced with every size a symbol it fixes none of them, and gives the reference's sizes."""
-    for case in own_cases(an_op.inputs, dtype, WHOLE):
+    for case in own_cases(an_op, dtype, WHOLE):
         given, env, values = symbolic(case)
         results = tensors(an_op.target(**given))
         if env.guards or env.replacements:
@@ -148,7 +150,7 @@ def number(value: Any) -> sympy.Expr:
 
 
 def has_its_references_gradients(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
-    for case in own_cases(an_op.inputs, dtype):
+    for case in own_cases(an_op, dtype):
         given = [t.requires_grad_() for t in cloned(list(case.tensors.values()))]
         wanted, got = (gradients(case.function(f), given) for f in (an_op.reference, an_op.target))
         if any(g is None for g in got) or not all(torch.equal(torch.nan_to_num(w), torch.nan_to_num(g)) for w, g in zip(wanted, got, strict=True)):
@@ -157,7 +159,7 @@ def has_its_references_gradients(an_op: Op, dtype: torch.dtype) -> Iterator[str]
 
 def passes_gradcheck(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Against finite differences, in float64, with every dtype of the op float64 or left out."""
-    for case in own_cases(an_op.inputs, torch.float64, WHOLE, True) if dtype is torch.float64 else ():
+    for case in own_cases(an_op, torch.float64, WHOLE, True) if dtype is torch.float64 else ():
         if "alone" not in case.name:
             given = [t.requires_grad_() for t in cloned(list(case.tensors.values()))]
             if not torch.autograd.gradcheck(case.function(an_op.target), given, raise_exception=False, fast_mode=True):
@@ -173,7 +175,7 @@ def targets(gm: GraphModule) -> list[Any]:
 
 def is_whole_before_dispatch_and_inlined_after(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """hfgraph's passes see one node; AOTAutograd and Inductor see plain ATen."""
-    for case in own_cases(an_op.inputs, dtype, WHOLE):
+    for case in own_cases(an_op, dtype, WHOLE):
         given = list(case.tensors.values())
         whole, inlined = (make_fx(case.function(an_op.target), pre_dispatch=p)(*given) for p in (True, False))
         if [t for t in targets(whole) if getattr(t, "namespace", "") == "hfgraph"] != [ALL[an_op.name].target]:
@@ -189,7 +191,7 @@ def is_whole_before_dispatch_and_inlined_after(an_op: Op, dtype: torch.dtype) ->
 
 def costs_what_it_should(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Positive, an expression of the sizes where these are symbols, growing with each of them, never below what it writes."""
-    for case in own_cases(an_op.inputs, dtype, WHOLE):
+    for case in own_cases(an_op, dtype, WHOLE):
         plain = an_op.cost(*case.arguments.values())
         written = sum(t.numel() * an_op.inputs.make(dtype)[next(iter(case.tensors))].element_size() for t in tensors(an_op.reference(**case.arguments)))
         if not (plain.flops > 0 and plain.bytes >= written):
@@ -245,16 +247,16 @@ def holds_on_shards(function: Callable[..., Any], case: Case, placements: tuple[
     return all(w is not None and w.shape == v.shape and torch.allclose(w, v, rtol=1e-10, atol=1e-12) for w, v in zip(whole, wanted, strict=True))
 
 
-def sharding_cases(inputs: Inputs) -> list[Case]:
+def sharding_cases(an_op: Op) -> list[Case]:
     """With and without optional tensors; optional dtypes left out. Sizes are odd, so that 2 and 3 shards are uneven."""
-    return [c for c in own_cases(inputs, torch.float64, WHOLE) if "setting 0" in c.name]
+    return [c for c in own_cases(an_op, torch.float64, WHOLE) if "setting 0" in c.name]
 
 
 def by_letter(an_op: Op) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """For each dim of the first tensor: every tensor that has the letter is sharded there, the results where it stands in the first."""
     described = an_op.inputs.tensors
     first = next(iter(described.values()))
-    outs = tensors(an_op.reference(**own_cases(an_op.inputs, torch.float32, WHOLE)[0].arguments))
+    outs = tensors(an_op.reference(**own_cases(an_op, torch.float32, WHOLE)[0].arguments))
     for at, letter in enumerate(first.names):
         ins = tuple(Shard(d.names.index(letter)) if letter in d.names else Replicate() for d in described.values())
         if all(o.ndim > at for o in outs):
@@ -265,11 +267,12 @@ def shards_as_its_table_says(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Every entry holds for 2 and 3 shards; every dim that could be sharded without communication has an entry."""
     if dtype is not torch.float64:
         return
-    every = sharding_cases(an_op.inputs)
+    every = sharding_cases(an_op)
     for (name, placements), count, case in product(an_op.shardings.items(), (2, 3), every):
         if not holds_on_shards(an_op.target, case, placements, count):
             yield f"sharding {name!r} does not hold on {count} shards ({case.name})"
-        if holds_on_shards(an_op.target, case, (placements[0], tuple(Replicate() for _ in placements[1])), count) and any(isinstance(p, Shard) for p in placements[0]):
+        replicated = (placements[0], tuple(Replicate() for _ in placements[1]))
+        if any(isinstance(p, Shard) for p in placements[0]) and holds_on_shards(an_op.target, case, replicated, count):
             yield f"sharding {name!r}: replicated results hold, too"
     for letter, placements in by_letter(an_op):
         holds = all(holds_on_shards(an_op.target, c, placements, n) for c in every for n in (2, 3))
@@ -282,7 +285,7 @@ def shards_as_its_table_says(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
 
 def guards_stay_bool(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """`when` answers True or False from sizes, symbolic ones included, without fixing any."""
-    for case, implementation in product(own_cases(an_op.inputs, dtype, WHOLE), an_op.implementations.values()):
+    for case, implementation in product(own_cases(an_op, dtype, WHOLE), an_op.implementations.values()):
         given, env, _ = symbolic(case)
         for what, arguments in (("numbers", case.arguments), ("symbols", given)):
             try:
@@ -325,7 +328,7 @@ def test_it(check: Check, an_op: Op, dtype: torch.dtype) -> None:
 @every_op
 def test_opcheck(an_op: Op) -> None:
     """PyTorch's own check of a registration: schema, fakes, autograd, AOT dispatch with static and dynamic sizes."""
-    for case in own_cases(an_op.inputs, torch.float32, WHOLE, True)[:4]:
+    for case in own_cases(an_op, torch.float32, WHOLE, True)[:4]:
         given = [a.clone().requires_grad_() if isinstance(a, Tensor) else a for a in case.arguments.values()]
         torch.library.opcheck(an_op.target, tuple(given))
 
@@ -451,7 +454,8 @@ def missing(an_op: Op) -> Iterator[str]:
         yield f"op {an_op.name!r} has no sharding: write @op(shardings={{'batch': ((Shard(0), ...), (Shard(0),))}})"
     for name, (ins, outs) in an_op.shardings.items():
         if len(ins) != len(an_op.inputs.tensors) or not isinstance(outs, tuple):
-            yield f"op {an_op.name!r}: sharding {name!r} needs a tuple of {len(an_op.inputs.tensors)} placements for {', '.join(an_op.inputs.tensors)}, and one of the results'"
+            takes = f"{len(an_op.inputs.tensors)} placements for {', '.join(an_op.inputs.tensors)}"
+            yield f"op {an_op.name!r}: sharding {name!r} needs a tuple of {takes}, and one of the results'"
     if described == names and an_op.inputs.tensors:
         try:
             cost = an_op.cost(*an_op.inputs.make().values())
@@ -475,7 +479,15 @@ def _bare(x: Tensor, eps: float) -> Tensor:
     return x + eps
 
 
-BARE = Op("bare", _bare, lambda x, eps: Cost(x.numel(), x.numel()), Inputs(x="B D", eps=Scalar(1.0)), {"batch": ((Shard(0),), (Shard(0),))}, ALL["rms_norm"].target, "0" * 64)
+BARE = Op(
+    "bare",
+    _bare,
+    lambda x, eps: Cost(x.numel(), x.numel()),
+    Inputs(x="B D", eps=Scalar(1.0)),
+    {"batch": ((Shard(0),), (Shard(0),))},
+    ALL["rms_norm"].target,
+    "0" * 64,
+)
 LACKING: dict[str, tuple[Op, str]] = {
     "a docstring": (BARE, "op 'bare' does not say what it computes and returns: write a docstring with the formula, Args and Returns"),
     "inputs": (replace(BARE, inputs=Inputs()), "op 'bare' describes no tensor: write @op(inputs=Inputs(x='B T D', ...))"),

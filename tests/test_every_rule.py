@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from hfgraph.graph.canonical import tidy
-from hfgraph.graph.inputs import Dtype, Scalar
+from hfgraph.graph.inputs import Dtype, Scalar, Switch
 from hfgraph.graph.match import CHEAP
 from hfgraph.graph.rewrite import RULES, apply_rules, variants
 from hfgraph.graph.rule import Rule
@@ -288,7 +288,9 @@ def mutants(rule: Rule) -> Iterator[Mutant]:
     """The replacement with one argument falsified, or its result slightly wrong."""
     yield "result 3 % off", lambda **a: scaled(rule.replacement(**a), 1.03)
     for name, described in rule.inputs.items():
-        if isinstance(described, Scalar):
+        if isinstance(described, Switch):
+            yield f"{name} flipped", lambda name=name, **a: rule.replacement(**{**a, name: 1 - a[name]})
+        elif isinstance(described, Scalar):
             yield f"{name} doubled", lambda name=name, **a: rule.replacement(**{**a, name: 2 * a[name]})
             yield f"{name} dropped", lambda name=name, **a: rule.replacement(**{**a, name: 0.0})
         elif isinstance(described, Dtype):
@@ -310,7 +312,8 @@ def telling(rule: Rule) -> tuple[Case, ...]:
             if all(a is not None for n, a in case.arguments.items() if n in rule.inputs.tensors):
                 found.append(case)
                 found += [Case(f"{case.name}, {n} in half", {**case.arguments, n: torch.float16}) for n, a in rule.inputs.items() if isinstance(a, Dtype)]
-                found += [Case(f"{case.name}, {n} large", {**case.arguments, n: 0.7}) for n, a in rule.inputs.items() if isinstance(a, Scalar)]
+                scalars = {n: 1 if isinstance(a, Switch) else 0.7 for n, a in rule.inputs.items() if isinstance(a, Scalar)}
+                found += [Case(f"{case.name}, {n} large", {**case.arguments, n: value}) for n, value in scalars.items()]
     return tuple(c for c in found if accepted(rule, c))
 
 

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,11 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], context: Context) ->
     """Capture a graph and run the pipeline on it. A graph that hfgraph cannot work on comes back as it was, with the reason."""
     found = report.GraphReport(nodes=len(gm.graph.nodes))
     try:
-        start = time.perf_counter()
-        canonical = capture(gm, example_inputs)
-        found.capture_seconds = time.perf_counter() - start
-        found.rows = run(canonical, context, after=lambda step, done: found.note(canonical, step, done))
+        with _collector_paused():
+            start = time.perf_counter()
+            canonical = capture(gm, example_inputs)
+            found.capture_seconds = time.perf_counter() - start
+            found.rows = run(canonical, context, after=lambda step, done: found.note(canonical, step, done))
         return canonical, found
     except HfgraphError:
         raise
@@ -76,6 +79,18 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], context: Context) ->
             stacklevel=2,
         )
     return gm, found
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Graphs are many small objects that all stay: collecting in between costs more than the rewriting itself."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def inductor(gm: GraphModule, example_inputs: Sequence[Any], options: Options, mode: str | None) -> Callable[..., Any]:

@@ -26,6 +26,13 @@ class Scalar:
 
 
 @dataclass(frozen=True)
+class Switch(Scalar):
+    """A number that is 0 or 1."""
+
+    example: int = 0
+
+
+@dataclass(frozen=True)
 class Dtype:
     """A dtype that the pattern carries."""
 

@@ -16,7 +16,6 @@ from hfgraph.graph.op import NAMESPACE
 from hfgraph.graph.pattern import Pattern, trace
 from hfgraph.graph.rule import Rule
 
-
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -80,5 +79,10 @@ def may_occur(rule: Rule, dtype: torch.dtype, matcher: Matcher) -> bool:
 
 def grows(rule: Rule, dtype: torch.dtype) -> bool:
     """A rule that adds a step to an op already recognised: where it does not apply, nothing was missed."""
-    made, known = ({p.target for absent in _absences(rule) for p in _traced(rule, f, dtype, absent).nodes} for f in (rule.replacement, rule.pattern))
-    return any(isinstance(t, OpOverload) and t.namespace == NAMESPACE for t in made & known)
+    known = _ops_in(rule, rule.pattern, dtype)
+    return bool(known) and not known.isdisjoint(_ops_in(rule, rule.replacement, dtype))
+
+
+def _ops_in(rule: Rule, function: Callable[..., Any], dtype: torch.dtype) -> set[OpOverload]:
+    targets = {p.target for absent in _absences(rule) for p in _traced(rule, function, dtype, absent).nodes}
+    return {t for t in targets if isinstance(t, OpOverload) and t.namespace == NAMESPACE}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor.placement_types import Replicate, Shard
 
-from hfgraph.graph.inputs import Dtype, Inputs, Scalar
+from hfgraph.graph.inputs import Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.op import Cost, op
 from hfgraph.graph.values import same_shape
 from hfgraph.kernels.rms_norm import _fits_triton, rms_norm
@@ -35,6 +35,7 @@ def _cost(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *_: ob
         round_dtype=Dtype(optional=True),
         weight_dtype=Dtype(optional=True),
         out_dtype=Dtype(optional=True),
+        divide=Switch(),
     ),
     shardings={"batch": _BATCH, "tokens": _TOKENS},
 )
@@ -49,18 +50,19 @@ def add_rms_norm(
     round_dtype: torch.dtype | None = None,
     weight_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
+    divide: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """``rms_norm(x + residual, ...)`` and the sum itself, rounded to its own dtype as a separate addition would.
 
     Args:
         x, residual: (..., D), of one shape.
-        weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype: see `rms_norm`.
+        weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype, divide: see `rms_norm`.
 
     Returns:
         The normalised values (..., D) and the sum (..., D).
     """
     total = x + residual
-    normed = rms_norm.reference(total, weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype)
+    normed = rms_norm.reference(total, weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype, divide)
     return normed, total
 
 

@@ -22,8 +22,10 @@ def add_rms_norm(
     round_dtype: torch.dtype | None = None,
     weight_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
+    divide: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The op's reference as one kernel: x and residual (..., D), weight (D,) or None; returns norm and sum, fresh and contiguous."""
+    assert not divide  # refused by the guard
     normed, total = normalise(x, residual, weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype)
     assert total is not None
     return normed, total

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor.placement_types import Replicate, Shard
 
-from hfgraph.graph.inputs import Dtype, Inputs, Scalar
+from hfgraph.graph.inputs import Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.op import Cost, op
 
 _BATCH = ((Shard(0), Replicate()), (Shard(0),))
@@ -31,6 +31,7 @@ def _cost(x: Tensor, weight: Tensor | None, eps: float, *_: object) -> Cost:
         round_dtype=Dtype(optional=True),
         weight_dtype=Dtype(optional=True),
         out_dtype=Dtype(optional=True),
+        divide=Switch(),
     ),
     shardings={"batch": _BATCH, "tokens": _TOKENS},
 )
@@ -44,6 +45,7 @@ def rms_norm(
     round_dtype: torch.dtype | None = None,
     weight_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
+    divide: int = 0,
 ) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * (weight + offset)`` over the last dim (Zhang and Sennrich, 2019, arXiv:1910.07467).
 
@@ -55,19 +57,21 @@ def rms_norm(
         eps: added to the mean of squares.
         offset: added to the weight, in `weight_dtype` (1 in models that store the weight's distance from one).
         compute_dtype: of the squares, their mean and its inverse root; usually float32.
-        scale_dtype: of the product ``x * inverse root``.
+        scale_dtype: of the values and their (inverse) root when they meet.
         round_dtype: the normalised values are cast to it before the weight is applied.
         weight_dtype: the weight is cast to it before the offset is added.
         out_dtype: the result is cast to it.
+        divide: 1 where the values are divided by the root, 0 where its inverse multiplies them: they round differently.
 
     Returns:
         (..., D), in `out_dtype`, or in the dtype that PyTorch's promotion gives.
     """
     h = x if compute_dtype is None else x.to(compute_dtype)
-    inverse = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    mean = h.pow(2).mean(-1, keepdim=True) + eps
+    root = torch.sqrt(mean) if divide else torch.rsqrt(mean)
     if scale_dtype is not None:
-        h, inverse = h.to(scale_dtype), inverse.to(scale_dtype)
-    y = h * inverse
+        h, root = h.to(scale_dtype), root.to(scale_dtype)
+    y = h / root if divide else h * root
     if round_dtype is not None:
         y = y.to(round_dtype)
     if weight is not None:
@@ -86,12 +90,13 @@ def _fits_triton(
     round_dtype: torch.dtype | None = None,
     weight_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
+    divide: int = 0,
 ) -> bool:
-    """float32 arithmetic over rows of at most 32k, a weight that is one vector of a row's width or of one element."""
+    """An inverse root in float32 over rows of at most 32k, a weight that is one vector of a row's width or of one element."""
     del eps, offset
     floats = (torch.float32, torch.float16, torch.bfloat16)
     width = x.shape[-1] if x.ndim else 0
-    fits = isinstance(width, int) and 0 < width <= 32768 and x.dtype in floats and (compute_dtype or x.dtype) is torch.float32
+    fits = not divide and isinstance(width, int) and 0 < width <= 32768 and x.dtype in floats and (compute_dtype or x.dtype) is torch.float32
     # A wider weight would widen the result.
     vector = weight is None or (weight.dtype in floats and weight.ndim == 1 and isinstance(weight.shape[0], int) and weight.shape[0] in (1, width))
     return fits and vector and all(d in (None, *floats) for d in (scale_dtype, round_dtype, weight_dtype, out_dtype))

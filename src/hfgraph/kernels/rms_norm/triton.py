@@ -21,6 +21,8 @@ def rms_norm(
     round_dtype: torch.dtype | None = None,
     weight_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
+    divide: int = 0,
 ) -> Tensor:
     """The op's reference as one kernel: x (..., D), weight (D,) or None; returns (..., D), fresh and contiguous."""
+    assert not divide  # refused by the guard
     return normalise(x, None, weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype)[0]

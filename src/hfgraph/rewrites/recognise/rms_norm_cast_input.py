@@ -2,20 +2,20 @@
 
 import torch
 
-from hfgraph.graph.inputs import Dtype, Inputs, Scalar
+from hfgraph.graph.inputs import Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.rule import Rule
 from hfgraph.kernels.rms_norm import rms_norm
 
 
-def pattern(x, dtype, weight, eps, offset, scale, rounded, cast, out):
-    return rms_norm(x.to(dtype), weight, eps, offset, None, scale, rounded, cast, out)
+def pattern(x, dtype, weight, eps, offset, scale, rounded, cast, out, divide):
+    return rms_norm(x.to(dtype), weight, eps, offset, None, scale, rounded, cast, out, divide)
 
 
-def replacement(x, dtype, weight, eps, offset, scale, rounded, cast, out):
-    return rms_norm(x, weight, eps, offset, dtype, scale, rounded, cast, out)
+def replacement(x, dtype, weight, eps, offset, scale, rounded, cast, out, divide):
+    return rms_norm(x, weight, eps, offset, dtype, scale, rounded, cast, out, divide)
 
 
-def when(x, dtype, weight, eps, offset, scale, rounded, cast, out):
+def when(x, dtype, weight, eps, offset, scale, rounded, cast, out, divide):
     return x.is_floating_point() and dtype.is_floating_point
 
 
@@ -32,6 +32,7 @@ RULE = Rule(
         rounded=Dtype(optional=True),
         cast=Dtype(optional=True),
         out=Dtype(optional=True),
+        divide=Switch(),
     ),
     when=when,
 )

@@ -2,20 +2,20 @@
 
 import torch
 
-from hfgraph.graph.inputs import Dtype, Inputs, Scalar
+from hfgraph.graph.inputs import Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.rule import Rule
 from hfgraph.kernels.rms_norm import rms_norm
 
 
-def pattern(x, weight, eps, offset, compute, scale, rounded, cast, dtype):
-    return rms_norm(x, weight, eps, offset, compute, scale, rounded, cast).to(dtype)
+def pattern(x, weight, eps, offset, compute, scale, rounded, cast, dtype, divide):
+    return rms_norm(x, weight, eps, offset, compute, scale, rounded, cast, divide=divide).to(dtype)
 
 
-def replacement(x, weight, eps, offset, compute, scale, rounded, cast, dtype):
-    return rms_norm(x, weight, eps, offset, compute, scale, rounded, cast, out_dtype=dtype)
+def replacement(x, weight, eps, offset, compute, scale, rounded, cast, dtype, divide):
+    return rms_norm(x, weight, eps, offset, compute, scale, rounded, cast, out_dtype=dtype, divide=divide)
 
 
-def when(x, weight, eps, offset, compute, scale, rounded, cast, dtype):
+def when(x, weight, eps, offset, compute, scale, rounded, cast, dtype, divide):
     return dtype.is_floating_point
 
 
@@ -32,6 +32,7 @@ RULE = Rule(
         rounded=Dtype(optional=True),
         cast=Dtype(optional=True),
         dtype=Dtype(torch.bfloat16),
+        divide=Switch(),
     ),
     when=when,
 )

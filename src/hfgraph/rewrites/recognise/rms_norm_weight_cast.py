@@ -2,20 +2,20 @@
 
 import torch
 
-from hfgraph.graph.inputs import Dtype, Inputs, Scalar
+from hfgraph.graph.inputs import Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.rule import Rule
 from hfgraph.kernels.rms_norm import rms_norm
 
 
-def pattern(x, weight, eps, offset, compute, scale, rounded, out, dtype):
-    return rms_norm(x, weight.to(dtype), eps, offset, compute, scale, rounded, None, out)
+def pattern(x, weight, eps, offset, compute, scale, rounded, out, dtype, divide):
+    return rms_norm(x, weight.to(dtype), eps, offset, compute, scale, rounded, None, out, divide)
 
 
-def replacement(x, weight, eps, offset, compute, scale, rounded, out, dtype):
-    return rms_norm(x, weight, eps, offset, compute, scale, rounded, dtype, out)
+def replacement(x, weight, eps, offset, compute, scale, rounded, out, dtype, divide):
+    return rms_norm(x, weight, eps, offset, compute, scale, rounded, dtype, out, divide)
 
 
-def when(x, weight, eps, offset, compute, scale, rounded, out, dtype):
+def when(x, weight, eps, offset, compute, scale, rounded, out, dtype, divide):
     return weight.is_floating_point() and dtype.is_floating_point
 
 
@@ -32,6 +32,7 @@ RULE = Rule(
         rounded=Dtype(optional=True),
         out=Dtype(optional=True),
         dtype=Dtype(torch.float32),
+        divide=Switch(),
     ),
     when=when,
 )

@@ -1,16 +1,16 @@
 """The weight is stored as a distance from a constant, usually one."""
 
-from hfgraph.graph.inputs import Dtype, Inputs, Scalar
+from hfgraph.graph.inputs import Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.rule import Rule
 from hfgraph.kernels.rms_norm import rms_norm
 
 
-def pattern(x, weight, offset, eps, compute, scale, rounded, out):
-    return rms_norm(x, weight + offset, eps, compute_dtype=compute, scale_dtype=scale, round_dtype=rounded, out_dtype=out)
+def pattern(x, weight, offset, eps, compute, scale, rounded, out, divide):
+    return rms_norm(x, weight + offset, eps, compute_dtype=compute, scale_dtype=scale, round_dtype=rounded, out_dtype=out, divide=divide)
 
 
-def replacement(x, weight, offset, eps, compute, scale, rounded, out):
-    return rms_norm(x, weight, eps, offset, compute_dtype=compute, scale_dtype=scale, round_dtype=rounded, out_dtype=out)
+def replacement(x, weight, offset, eps, compute, scale, rounded, out, divide):
+    return rms_norm(x, weight, eps, offset, compute_dtype=compute, scale_dtype=scale, round_dtype=rounded, out_dtype=out, divide=divide)
 
 
 RULE = Rule(
@@ -25,5 +25,6 @@ RULE = Rule(
         scale=Dtype(optional=True),
         rounded=Dtype(optional=True),
         out=Dtype(optional=True),
+        divide=Switch(),
     ),
 )
