@@ -21,7 +21,7 @@ from hfgraph.errors import CompiledModuleBypassed, HfgraphError
 def compare(model: nn.Module, *args: Any, atol: float = 1e-5, f: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
     """One call in eager and through hfgraph, all outputs equal, all norms found. Returns the compiled call's output."""
     want = model(*args, **kwargs)
-    got = (f or compiled(model))(*args, **kwargs)
+    got = (compiled(model) if f is None else f)(*args, **kwargs)
     assert_equal(got, want, atol)
     norms_found(model)
     return got
@@ -448,7 +448,7 @@ def test_training_steps() -> None:
 def test_gradient_checkpointing() -> None:
     """Checkpointed layers cannot be retraced: their graph stays as it is, with the reason in the report, and gradients are right."""
     model, ids = tiny("llama").train(), tokens(2, 13)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     want = gradients(model, model, input_ids=ids, labels=ids)
     assert_gradients(gradients(model, compiled(model), input_ids=ids, labels=ids), want)
     reasons = [g.unrewritten for g in hfgraph.last_report().graphs]

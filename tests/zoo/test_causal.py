@@ -29,6 +29,8 @@ OTHER_FUNCTIONS = {
 }
 
 pytestmark = pytest.mark.filterwarnings(
+    # Dynamo itself, where a model calls a custom autograd function.
+    "ignore:.*torch.autograd.function.Function.*should not be instantiated:DeprecationWarning",
     # transformers caches its look-up of optional kernels (mamba, falcon_mamba, jamba); tracing through the cache is right.
     "ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped function:UserWarning",
 )

@@ -115,7 +115,7 @@ def _event(rule: Rule, node: Node, reason: str = "") -> Event:
 
 
 def _guard(rule: Rule, variant: Variant, match: Match) -> str | None:
-    """The reason against a match: outputs that something writes, or the rule's own condition."""
+    """The reason against a match: the rule's own condition, or a replacement that gives something else."""
     if rule.when is not None:
         tensors = {n: val(match.leaves[n]) if n in match.leaves else None for n in rule.inputs.tensors}
         verdict = rule.when(**tensors, **match.scalars)
