@@ -48,7 +48,7 @@ HEAVY = {"transformers": {"models"}, "triton": {"kernels"}, "rich": {"tables", "
 
 def part(module: str) -> str:
     """`hfgraph.graph.match` -> `graph`; the package itself is `hfgraph`."""
-    return (*module.split("."), "hfgraph")[1] if module != "hfgraph" else "hfgraph"
+    return (*module.split("."), "hfgraph")[1]
 
 
 def module_of(name: str) -> str:
@@ -201,7 +201,9 @@ def _function(lines: int, head: str = "") -> str:
     return f"{head}def f():\n" + "    x = 1\n" * (lines - 1)
 
 
-@pytest.mark.parametrize("text", ["\n" * 301, _function(41), "class A:\n    async " + _function(41).replace("\n    ", "\n        "), _function(81, "@triton.jit\n")])
+@pytest.mark.parametrize(
+    "text", ["\n" * 301, _function(41), "class A:\n    async " + _function(41).replace("\n    ", "\n        "), _function(81, "@triton.jit\n")]
+)
 def test_what_is_too_long_is_caught(text: str) -> None:
     assert len(too_long("made_up.py", text)) == 1
 
@@ -214,7 +216,9 @@ def test_what_just_fits_is_not(text: str) -> None:
 # --- no model is known --------------------------------------------------------------------------------
 
 # Distinctive anywhere in a word, and those that are words only when they stand alone (`phi`, not `graphic`).
-_FAMILIES = "llama|qwen|gemma|mistral|mixtral|deepseek|roberta|deberta|distil|granite|falcon|starcoder|olmo|nemotron|whisper|wav2vec|mamba|minicpm|internlm|ministral"
+_FAMILIES = (
+    "llama|qwen|gemma|mistral|mixtral|deepseek|roberta|deberta|distil|granite|falcon|starcoder|olmo|nemotron|whisper|wav2vec|mamba|minicpm|internlm|ministral"
+)
 _SHORT = "phi|t5|mt5|bert|gpt|gptj|cohere|bart|opt|bloom|glm|chatglm|smollm|vit|clip_vision|siglip|exaone|xlnet|zamba|jamba|dbrx|yi|ernie|hunyuan|seed_oss"
 _MODEL = re.compile(rf"(?:{_FAMILIES})|(?<![A-Za-z])(?:{_SHORT})(?:\d+(?:\.\d+)?)?(?![a-z])", re.IGNORECASE)
 _CAMEL = re.compile(r"(?<![A-Z])(?:Phi|T5|Bert|GPT|Cohere|Bart|OPT|Bloom|GLM|ViT)\d*(?=[A-Z][a-z]|For|Model|RMS)")
@@ -237,7 +241,8 @@ def test_no_model_is_named(name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["# as Llama does", "def qwen3_norm(x): ...", "class GemmaRMSNorm: ...", "# phi-3 casts", "'''T5 has none'''", "t5_norm = 1", "x = 'gpt2'", "class BertModel: ...",
+    ["# as Llama does", "def qwen3_norm(x): ...", "class GemmaRMSNorm: ...", "# phi-3 casts", "'''T5 has none'''", "t5_norm = 1",
+     "x = 'gpt2'", "class BertModel: ...",
      "Phi3RMSNorm", "class GPTNeoX: ...", "# DeepSeek-V3", "CohereLayerNorm", "# the granite multiplier", "ROBERTA"],
 )  # fmt: skip
 def test_a_model_is_caught_in_text(text: str) -> None:
@@ -248,7 +253,9 @@ def test_a_model_is_caught_in_a_files_name() -> None:
     assert model_names("hfgraph/rewrites/recognise/rms_norm_llama.py", "") != []
 
 
-@pytest.mark.parametrize("text", ["# graphic, philosophical, coherent", "from hfgraph.options import Options", "optional = True", "import at52", "# Hilbert's adopted vitals"])
+@pytest.mark.parametrize(
+    "text", ["# graphic, philosophical, coherent", "from hfgraph.options import Options", "optional = True", "import at52", "# Hilbert's adopted vitals"]
+)
 def test_other_words_are_not(text: str) -> None:
     assert model_names("made_up.py", text) == []
 
@@ -284,7 +291,9 @@ def no_rule(name: str, text: str) -> list[str]:
         return [f"{name} does not assign RULE = Rule(...) once"]
     own = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     given = {ast.unparse(a) for a in made[0].args} | {ast.unparse(k.value) for k in made[0].keywords if k.arg != "inputs"}
-    return [f"{name}: {n} is no part of RULE" for n in sorted(_OF_A_RULE & own - given)] + [f"{name} has no {n}" for n in ("pattern", "replacement") if n not in own]
+    return [f"{name}: {n} is no part of RULE" for n in sorted(_OF_A_RULE & own - given)] + [
+        f"{name} has no {n}" for n in ("pattern", "replacement") if n not in own
+    ]
 
 
 @every_file
@@ -333,12 +342,21 @@ _PLACES = "|".join(("home", "root", "tmp", "usr", "etc", "var", "opt", "mnt", "d
 _ABSOLUTE = re.compile(rf"(?:^|[\s'\"=(])(?:{_SLASH}(?:{_PLACES})\b|~{_SLASH}|[A-Z]:\\\w)")
 
 
+_OPENS = {"open", "Path", "PurePath", "load", "read_csv", "listdir", "glob", "iglob", "chdir", "insert", "append", "joinpath", "run", "Popen", "exists"}
+
+
+def is_absolute(value: ast.AST) -> bool:
+    return isinstance(value, ast.Constant) and isinstance(value.value, str) and re.match(rf"{_SLASH}\w", value.value) is not None
+
+
 def reaches_outside(name: str, text: str) -> list[str]:
     """Absolute paths in strings, home folders, and parents above the repository; `name` counts from its root."""
     depth, found = len(Path(name).parts), []
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (_ABSOLUTE.search(node.value) or re.match(rf"{_SLASH}\w[\w.{_SLASH}-]*$", node.value)):
-            found.append(f"{name}:{node.lineno} names an absolute path")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _ABSOLUTE.search(node.value):
+            found.append(f"{name}:{node.lineno} names a folder of the machine")
+        elif isinstance(node, ast.Call) and called(node) in _OPENS and any(is_absolute(a) for a in node.args):
+            found.append(f"{name}:{node.lineno} opens an absolute path")
         elif isinstance(node, ast.Call) and called(node) in ("expanduser", "home", "gettempdir"):
             found.append(f"{name}:{node.lineno} asks for a folder of the machine")
         elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "parents":
@@ -357,13 +375,17 @@ def test_tests_read_nothing_outside(name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [f"open('{_SLASH}etc/hosts')", f"x = '{_SLASH}models{_SLASH}llm'", f"run('cd {_SLASH}tmp; ls')", f"Path('~{_SLASH}.cache')", "Path.home()", "os.path.expanduser(x)",
-     "Path(__file__).parents[2]", "Path(__file__).parents[-1]".replace("-1", "9"), "Path(__file__).parent.parent.parent", "tempfile.gettempdir()", "x = 'C:\\\\models'"],
+    [f"open('{_SLASH}etc/hosts')", f"torch.load('{_SLASH}models{_SLASH}llm')", f"run('cd {_SLASH}tmp; ls')",
+     f"Path('~{_SLASH}.cache')", "Path.home()", "os.path.expanduser(x)",
+     "Path(__file__).parents[2]", "Path(__file__).parents[-1]".replace("-1", "9"), "Path(__file__).parent.parent.parent",
+     "tempfile.gettempdir()", "x = 'C:\\\\models'"],
 )  # fmt: skip
 def test_reaching_outside_is_caught(text: str) -> None:
     assert reaches_outside("tests/made_up.py", text) != []
 
 
-@pytest.mark.parametrize("text", ["Path(__file__).parents[1] / 'src'", "x = 'a/b'", "x = 'a / b, / for one'", "Path(__file__).parent", "tmp_path / 'x'", "x = '/'"])
+@pytest.mark.parametrize(
+    "text", ["Path(__file__).parents[1] / 'src'", "x = 'a/b'", "x = 'a / b, / for one'", "Path(__file__).parent", "tmp_path / 'x'", "x = '/'"]
+)
 def test_staying_inside_is_not(text: str) -> None:
     assert reaches_outside("tests/made_up.py", text) == []

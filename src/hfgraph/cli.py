@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The commands and their flags; each help text ends with an example."""
     top = argparse.ArgumentParser(
         prog="hfgraph",
         description="A torch.compile backend for Hugging Face models: recognises, rewrites, proves.",

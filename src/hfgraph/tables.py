@@ -27,6 +27,7 @@ def render(parts: Iterable[RenderableType]) -> str:
 
 
 def report_text(report: Report) -> str:
+    """The report's tables as plain text."""
     return render(report_parts(report))
 
 
@@ -113,4 +114,5 @@ def verdict_parts(verdict: Verdict) -> list[RenderableType]:
 
 
 def verdict_text(verdict: Verdict) -> str:
+    """The verdict's tables as plain text."""
     return render(verdict_parts(verdict))

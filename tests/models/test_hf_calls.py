@@ -315,6 +315,24 @@ def test_reports_do_not_mix() -> None:
     assert report.counts["rms_norm"] == 5
 
 
+class BreaksFirst(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        print("nothing computed yet")
+        return self.model(ids, use_cache=False).logits
+
+
+@torch.no_grad()
+def test_reports_do_not_mix_where_a_break_comes_before_the_first_graph() -> None:
+    first, second = build("qwen3"), BreaksFirst(build("llama"))
+    compare(first, tokens(2, 11), use_cache=False)
+    compare(second, tokens(2, 11))
+    assert len(hfgraph.last_report().graphs) == 1
+
+
 @torch.no_grad()
 def test_a_break_inside_every_layer() -> None:
     """One graph serves several layers; the sites of a call are counted as often as the graph runs."""
@@ -325,7 +343,7 @@ def test_a_break_inside_every_layer() -> None:
     assert_equal(compiled(model)(ids, use_cache=False).logits, want)
     torch._dynamo.reset()
     report = hfgraph.explain(model, ids, use_cache=False)
-    assert len(report.graphs) > 2
+    assert len(report.graphs) > 2 and report.graph_breaks
     assert report.counts["rms_norm"] == 5
 
 

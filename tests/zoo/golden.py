@@ -15,19 +15,23 @@ def read() -> dict[str, dict[str, Any]]:
     return json.loads(FILE.read_text()) if FILE.exists() else {}
 
 
-def check(name: str, found: dict[str, Any]) -> None:
-    """Compare with the golden entry of a model, or write it where changes are accepted.
+def check(name: str, found: dict[str, Any], *, writes: bool = False) -> None:
+    """Compare with the golden entry of a model; where changes are accepted, write it if this test is the one that `writes`.
+
+    Args:
+        found: all of the entry where the test `writes`, else what is comparable.
 
     Raises:
         AssertionError: naming the model, what was expected and what was found.
     """
     if ACCEPT:
-        _write(name, found)
+        if writes:
+            _write(name, found)
         return
-    expected = read().get(name)
-    wrong = {k: (expected or {}).get(k) for k in {**(expected or {}), **found} if (expected or {}).get(k) != found.get(k)}
+    expected = read().get(name, {})
+    wrong = {k: expected.get(k) for k in found if expected.get(k) != found[k]}
     assert not wrong, (
-        f"{name}: expected {wrong}, found { {k: found.get(k) for k in wrong} }. "
+        f"{name}: expected {wrong}, found { {k: found[k] for k in wrong} }. "
         f"If the change is meant, accept it: HFGRAPH_ACCEPT=1 python -m pytest tests/zoo/test_causal.py -k 'test_float32 and {name}'"
     )
 

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,10 @@ import pytest
 import torch
 import zoo
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import hfgraph
+from hfgraph.backend import hfgraph as hfgraph_backend
 
 NAMES = sorted(zoo.names("causal"))
 SEED = int(os.environ.get("HFGRAPH_SEED", "1"))
@@ -27,6 +30,16 @@ SEED = int(os.environ.get("HFGRAPH_SEED", "1"))
 OTHER_FUNCTIONS = {
     "HYV4UnweightedRMSNorm": "returns the inverse root mean square alone; its caller multiplies a projection by it",
 }
+
+# Models that eager cannot run in bfloat16.
+NOT_IN_BFLOAT16 = {
+    "inkling2_loop_text": "its router multiplies float32 values by bfloat16 weights",
+    "inkling2_text": "its router multiplies float32 values by bfloat16 weights",
+    "xlstm": "its recurrence multiplies float32 states by bfloat16 weights",
+}
+
+# Models that eager itself cannot run in bfloat16, and what it says.
+FLOAT32_ONLY = {"inkling2_text": "expected m1 and m2 to have the same dtype"}
 
 pytestmark = pytest.mark.filterwarnings(
     # Dynamo itself, where a model calls a custom autograd function.
@@ -38,7 +51,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 def sample(count: int, why: str) -> list[str]:
     """`count` names, the same for one seed, others for other reasons."""
-    return sorted(random.Random(f"{SEED} {why}").sample(NAMES, count))
+    return sorted(random.Random(f"{SEED} {why}").sample(sorted(set(NAMES) - set(NOT_IN_BFLOAT16)), count))
 
 
 # --- what eager calls, what hfgraph finds --------------------------------------------------------------
@@ -85,87 +98,105 @@ def match(called: Counter[str], sites: Counter[str]) -> tuple[Counter[str], Coun
     return +calls, beyond
 
 
-def counted(report: hfgraph.Report) -> dict[str, Any]:
-    return {"graphs": len(report.graphs), "rms_norm": report.counts.get("rms_norm", 0), "add_rms_norm": report.counts.get("add_rms_norm", 0)}
-
-
 def norm_sites(report: hfgraph.Report) -> Counter[str]:
     return Counter(s.module for s in report.sites if s.rule == "rms_norm" and s.status == "recognised")
 
 
-def compiled(model: nn.Module, **how: Any) -> Callable[..., Any]:
-    return torch.compile(model, backend="hfgraph", options={"inductor": False, "strict": True}, **how)
+# The dozens of graphs that some models break into may exceed Dynamo's limit; it would then run eager, which proves nothing.
+UNLIMITED = {"recompile_limit": 10_000, "accumulated_recompile_limit": 10_000}
 
 
-def check_sites(name: str, model: nn.Module, inputs: dict[str, Any], eager: Eager) -> None:
-    """Sites = calls, module by module, and the counts are those of the golden file."""
-    report = hfgraph.last_report()
-    if len(report.graphs) > 1:  # graphs may run several times in one call; `explain` counts how often
-        torch._dynamo.reset()
-        report = hfgraph.explain(model, **inputs)
+def run_rewritten(model: nn.Module, inputs: dict[str, Any], dynamic: bool | None = None) -> tuple[Callable[..., Any], Tensor, hfgraph.Report]:
+    """The model compiled without Inductor, its logits, and the report of its graphs with how often this call ran each."""
+    graphs = []
+
+    def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        rewritten = hfgraph_backend(gm, example_inputs, options={"inductor": False, "strict": True})
+        found = hfgraph.last_report().graphs[-1]
+        found.calls = 0
+        graphs.append(found)
+
+        def counted(*args: Any) -> Any:
+            found.calls += 1
+            return rewritten(*args)
+
+        return counted
+
+    f = torch.compile(model, backend=backend, dynamic=dynamic)
+    logits = zoo.logits(f(**inputs))
+    return f, logits, hfgraph.Report(copy.deepcopy(graphs))
+
+
+def check_sites(name: str, report: hfgraph.Report, eager: Eager, *, writes: bool = False) -> None:
+    """Every graph was rewritten, sites = calls module by module, and the counts are those of the golden file."""
     assert not [g.unrewritten for g in report.graphs if g.unrewritten]
     missed, beyond = match(eager.norms, norm_sites(report))
     assert not missed, f"{name}: RMSNorm modules called without a site: {dict(missed)}. Near misses: {[s.reason for s in report.near_misses]}"
-    golden.check(name, counted(report) | {"beyond": dict(sorted(beyond.items()))})
+    counts = {op: report.counts.get(op, 0) for op in ("rms_norm", "add_rms_norm")}
+    entry = {**counts, "beyond": dict(sorted(beyond.items()))}
+    if writes or golden.read()[name]["graphs"] == 1:  # where a model breaks depends on dtypes and sizes too
+        entry["graphs"] = len(report.graphs)
+    golden.check(name, entry, writes=writes)
 
 
 # --- float32: all models -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
+@torch._dynamo.config.patch(UNLIMITED)
 @torch.no_grad()
 def test_float32(name: str) -> None:
     """Logits equal eager's, and the sites are exactly those expected."""
     model, inputs = zoo.build(name, seed=SEED), zoo.inputs(name, 2, 13, seed=SEED)
     eager = run_eager(model, inputs)
-    got = zoo.logits(compiled(model)(**inputs))
+    _, logits, report = run_rewritten(model, inputs)
     assert torch.isfinite(eager.logits).all()
-    torch.testing.assert_close(got, eager.logits, atol=1e-5, rtol=0)
-    check_sites(name, model, inputs, eager)
+    torch.testing.assert_close(logits, eager.logits, atol=1e-5, rtol=0)
+    check_sites(name, report, eager, writes=True)
 
 
 # --- other dtypes, symbolic sizes, Inductor: samples ---------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sample(len(NAMES) // 3, "bfloat16"))
+@pytest.mark.parametrize("name", sample(len(NAMES) // 4, "bfloat16"))
+@torch._dynamo.config.patch(UNLIMITED)
 @torch.no_grad()
 def test_bfloat16(name: str) -> None:
     """Bit-equal to eager, or no further from float64 than eager is; and the same sites as in float32."""
     model, inputs = zoo.build(name, seed=SEED).bfloat16(), cast(zoo.inputs(name, 2, 13, seed=SEED), torch.bfloat16)
     eager = run_eager(model, inputs)
-    got = zoo.logits(compiled(model)(**inputs))
-    check_sites(name, model, inputs, eager)
-    if not torch.equal(got, eager.logits):
+    _, logits, report = run_rewritten(model, inputs)
+    check_sites(name, report, eager)
+    if not torch.equal(logits, eager.logits):
         exact = zoo.logits(model.double()(**cast(inputs, torch.float64)))
-        error, allowed = ((x.double() - exact).abs().max().item() for x in (got, eager.logits))
+        error, allowed = ((x.double() - exact).abs().max().item() for x in (logits, eager.logits))
         assert error <= 1.1 * allowed, f"{name}: {error:.3g} from float64, eager only {allowed:.3g}"
 
 
-@pytest.mark.parametrize("name", sample(len(NAMES) // 3, "dynamic"))
+@pytest.mark.parametrize("name", sample(len(NAMES) // 4, "dynamic"))
+@torch._dynamo.config.patch(UNLIMITED)
 @torch.no_grad()
 def test_dynamic(name: str) -> None:
     """Symbolic sizes: the same sites, and another batch and length give eager's logits too."""
     model, inputs = zoo.build(name, seed=SEED), zoo.inputs(name, 2, 13, seed=SEED)
     eager = run_eager(model, inputs)
-    f = compiled(model, dynamic=True)
-    got = zoo.logits(f(**inputs))
-    torch.testing.assert_close(got, eager.logits, atol=1e-5, rtol=0)
-    report = hfgraph.last_report()
-    missed, beyond = match(eager.norms, norm_sites(report))
-    if len(report.graphs) == 1:
-        assert not missed, f"{name}: RMSNorm modules called without a site: {dict(missed)}"
-        golden.check(name, counted(report) | {"beyond": dict(sorted(beyond.items()))})
+    f, logits, report = run_rewritten(model, inputs, dynamic=True)
+    torch.testing.assert_close(logits, eager.logits, atol=1e-5, rtol=0)
+    check_sites(name, report, eager)
+    other = zoo.inputs(name, 3, 9, seed=SEED)
+    torch.testing.assert_close(zoo.logits(f(**other)), zoo.logits(model(**other)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", sample(12, "inductor"))
 @torch.no_grad()
 def test_inductor(name: str) -> None:
-    """The whole way: Inductor compiles the rewritten graph."""
+    """The whole way, by the backend's name: Inductor compiles the rewritten graph."""
     model, inputs = zoo.build(name, seed=SEED), zoo.inputs(name, 2, 13, seed=SEED)
     want = zoo.logits(model(**inputs))
     got = zoo.logits(torch.compile(model, backend="hfgraph", options={"strict": True})(**inputs))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
-    assert hfgraph.last_report().counts.get("rms_norm", 0) == golden.read()[name]["rms_norm"]
+    if golden.read()[name]["graphs"] == 1:
+        assert hfgraph.last_report().counts.get("rms_norm", 0) == golden.read()[name]["rms_norm"]
 
 
 def cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -179,7 +210,8 @@ def test_the_golden_file_lists_every_model_and_no_other() -> None:
     assert golden.ACCEPT or sorted(golden.read()) == NAMES
 
 
-def test_a_changed_count_is_noticed() -> None:
+def test_a_changed_count_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "ACCEPT", False)
     entry = golden.read()["llama"]
     with pytest.raises(AssertionError, match=r"llama: expected \{'rms_norm': 5\}, found \{'rms_norm': 4\}.*HFGRAPH_ACCEPT=1"):
         golden.check("llama", entry | {"rms_norm": 4})
@@ -198,5 +230,14 @@ def test_a_wrong_rewrite_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(backend, "Context", lambda options: pipeline.Context(options, sabotage="rms_norm_weight"))
     model, inputs = zoo.build("llama", seed=SEED), zoo.inputs("llama", 2, 13, seed=SEED)
-    want, got = zoo.logits(model(**inputs)), zoo.logits(compiled(model)(**inputs))
-    assert (got - want).abs().max() > 1e-3
+    assert (run_rewritten(model, inputs)[1] - zoo.logits(model(**inputs))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["ctrl", "reformer"])
+@torch.no_grad()
+def test_graph_breaks_are_reported(name: str) -> None:
+    """`explain` finds the same graphs, and says why there are several."""
+    model, inputs = zoo.build(name, seed=SEED), zoo.inputs(name, 2, 13, seed=SEED)
+    report = hfgraph.explain(model, **inputs)
+    assert report.graph_breaks and all(report.graph_breaks)
+    assert len(report.graphs) == golden.read()[name]["graphs"] > 1

@@ -44,6 +44,7 @@ def values_known(gm: GraphModule) -> str | None:
 
 
 def one_spelling(gm: GraphModule) -> str | None:
+    """Nothing is left that the spelling table would change."""
     node = unspelled(gm)
     return None if node is None else f"{node.name} ({node.target}) is not in canonical form"
 

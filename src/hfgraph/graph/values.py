@@ -55,6 +55,7 @@ def same_size(a: Any, b: Any) -> bool:
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:
+    """Two shapes are equal for all values of their symbols, without adding a guard."""
     return a.ndim == b.ndim and all(same_size(x, y) for x, y in zip(a.shape, b.shape, strict=True))
 
 
@@ -120,6 +121,7 @@ def written_nodes(node: Node) -> list[Node]:
 
 @cache
 def is_random(target: Any) -> bool:
+    """An operator that draws from a generator."""
     return isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
 
 

@@ -68,6 +68,7 @@ def _names_a_dtype(pattern: Pattern) -> bool:
 
 
 def size(rule: Rule, dtype: torch.dtype) -> int:
+    """The number of nodes in a rule's pattern."""
     return len(_traced(rule, rule.pattern, dtype, ()).nodes)
 
 

@@ -49,7 +49,8 @@ def rms_norm(
 ) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * (weight + offset)`` over the last dim (Zhang and Sennrich, 2019, arXiv:1910.07467).
 
-    Each dtype names a point where the traced code rounds; None means that it does not cast there.
+    Each dtype names a point where the traced code rounds; None means that it does not cast there. The result has x's
+    shape, in `out_dtype` or else in the dtype that PyTorch's promotion gives.
 
     Args:
         x: (..., D).
@@ -62,9 +63,6 @@ def rms_norm(
         weight_dtype: the weight is cast to it before the offset is added.
         out_dtype: the result is cast to it.
         divide: 1 where the values are divided by the root, 0 where its inverse multiplies them: they round differently.
-
-    Returns:
-        (..., D), in `out_dtype`, or in the dtype that PyTorch's promotion gives.
     """
     h = x if compute_dtype is None else x.to(compute_dtype)
     mean = h.pow(2).mean(-1, keepdim=True) + eps
