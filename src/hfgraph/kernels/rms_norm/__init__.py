@@ -49,8 +49,7 @@ def rms_norm(
 ) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * (weight + offset)`` over the last dim (Zhang and Sennrich, 2019, arXiv:1910.07467).
 
-    Each dtype names a point where the traced code rounds; None means that it does not cast there. The result has x's
-    shape, in `out_dtype` or else in the dtype that PyTorch's promotion gives.
+    Each dtype names a point where the traced code rounds; None means that it does not cast there.
 
     Args:
         x: (..., D).
@@ -61,7 +60,7 @@ def rms_norm(
         scale_dtype: of the values and their (inverse) root when they meet.
         round_dtype: the normalised values are cast to it before the weight is applied.
         weight_dtype: the weight is cast to it before the offset is added.
-        out_dtype: the result is cast to it.
+        out_dtype: the result, of x's shape, is cast to it; None leaves it to PyTorch's promotion.
         divide: 1 where the values are divided by the root, 0 where its inverse multiplies them: they round differently.
     """
     h = x if compute_dtype is None else x.to(compute_dtype)
