@@ -35,5 +35,6 @@ def quiet_libraries() -> None:
     import logging
 
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    logging.getLogger("torch.__trace").disabled = True  # pytest would print its thousands of empty lines with every failure
     if "transformers" in sys.modules:
         sys.modules["transformers"].logging.set_verbosity_error()

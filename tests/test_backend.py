@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hfgraph
-from hfgraph import backend, pipeline, report
+from hfgraph import backend, pipeline
 from hfgraph.errors import HfgraphError, KernelRefused, MetaModel, MixedDevices, NotRewritten
 from hfgraph.graph.capture import capture
 from hfgraph.kernels import all_ops
@@ -289,11 +289,3 @@ def test_a_kernel_that_cannot_run_is_refused_in_words() -> None:
         lower(recognised(torch.randn(4, 64)), {"rms_norm": "triton"})
     with pytest.raises(KernelRefused, match=r"it does not take these arguments \(\(4, 64\) torch.float64"):
         lower(on_gpu(recognised(torch.randn(4, 64, dtype=torch.float64))), {"rms_norm": "triton"})
-
-
-def test_outermost_is_told_from_the_stack() -> None:
-    names = [("hfgraph/backend.py", "hfgraph"), ("torch/_dynamo/output_graph.py", "call_user_compiler"), ("torch/_dynamo/convert_frame.py", "__call__")]
-    compiler = [(f"/x/{file}", name) for file, name in names]
-    module, entry, user = ("/x/torch/nn/modules/module.py", "_call_impl"), ("/x/torch/_dynamo/eval_frame.py", "compile_wrapper"), ("/u/train.py", "main")
-    assert report._is_outermost([*compiler, module, entry, user])
-    assert not report._is_outermost([*compiler, module, ("/x/transformers/models/m.py", "forward"), module, entry, user])

@@ -464,8 +464,8 @@ def missing(an_op: Op) -> Iterator[str]:
             yield f"op {an_op.name!r}: its cost cannot be called ({e}): write @op(cost=lambda {', '.join(names)}: Cost(flops=..., bytes=...))"
         if cost is not None and not isinstance(cost, Cost):
             yield f"op {an_op.name!r}: its cost is {cost!r}: return Cost(flops=..., bytes=...)"
-    if not (an_op.reference.__doc__ or "").strip() or "Returns:" not in (an_op.reference.__doc__ or ""):
-        yield f"op {an_op.name!r} does not say what it computes and returns: write a docstring with the formula, Args and Returns"
+    if "Args:" not in (an_op.reference.__doc__ or ""):
+        yield f"op {an_op.name!r} does not say what it computes: write a docstring with the formula and Args"
     if len(an_op.digest) != 64:
         yield f"op {an_op.name!r} has no digest of its source, which cache keys need"
 
@@ -489,7 +489,7 @@ BARE = Op(
     "0" * 64,
 )
 LACKING: dict[str, tuple[Op, str]] = {
-    "a docstring": (BARE, "op 'bare' does not say what it computes and returns: write a docstring with the formula, Args and Returns"),
+    "a docstring": (BARE, "op 'bare' does not say what it computes: write a docstring with the formula and Args"),
     "inputs": (replace(BARE, inputs=Inputs()), "op 'bare' describes no tensor: write @op(inputs=Inputs(x='B T D', ...))"),
     "one input": (replace(BARE, inputs=Inputs(x="B D")), "op 'bare' lacks a description of eps: write @op(inputs=Inputs(x=..., eps=...))"),
     "an order": (replace(BARE, inputs=Inputs(eps=Scalar(1.0), x="B D")), "op 'bare' lacks a description of an order: write @op(inputs=Inputs(x=..., eps=...))"),

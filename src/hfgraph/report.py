@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from types import FrameType
 from typing import Any
 
 from torch.fx import GraphModule
@@ -134,29 +134,22 @@ def last_report() -> Report:
 
 
 def record(graph: GraphReport) -> None:
-    """Add a graph to the running report; the graph of a new outermost call starts a new one."""
+    """Add a graph to the report of the user's call that is running; the first graph of another call starts a new one."""
     global _LAST
-    if _is_outermost(_frames()):
+    call = _outermost_call()
+    if call is None or call.f_trace_lines:
         _LAST = Report()
+    if call is not None:
+        call.f_trace_lines = False  # a mark that lives exactly as long as the call
     _LAST.graphs.append(graph)
 
 
-def _frames() -> Iterable[tuple[str, str]]:
-    frame = sys._getframe(2)
+def _outermost_call() -> FrameType | None:
+    """The frame in which a compiled callable was entered from outside. Graphs after a graph break are compiled inside it."""
+    frame: FrameType | None = sys._getframe(1)
+    found = None
     while frame is not None:
-        yield frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name
-        frame = frame.f_back  # type: ignore[assignment]
-
-
-def _is_outermost(frames: Iterable[tuple[str, str]]) -> bool:
-    """Whether Dynamo compiles the function that the user called, not one called after a graph break in it.
-
-    Going outward from the backend: hfgraph, torch's compiler and module call machinery, then the compiled callable's
-    entry. Other code in between is the model's, an outer part of which already runs.
-    """
-    for file, name in frames:
-        if file.endswith("torch/_dynamo/eval_frame.py") and name == "compile_wrapper":
-            return True
-        if not ("/torch/" in file or "/hfgraph/" in file or file.endswith("/contextlib.py")):
-            return False
-    return False
+        if frame.f_code.co_name in ("compile_wrapper", "_fn") and frame.f_code.co_filename.replace("\\", "/").endswith("torch/_dynamo/eval_frame.py"):
+            found = frame
+        frame = frame.f_back
+    return found

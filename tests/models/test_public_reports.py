@@ -577,7 +577,7 @@ def test_b43_lengths_and_batches(kind: str) -> None:
     """Six lengths, then three batch sizes: four graphs, as with Dynamo alone; and none for what comes later."""
     model = make(kind)
     f = compiled(model)
-    shapes = [(2, 7), (2, 12), (2, 1), (2, 30), (2, 2), (2, 64), (2, 9), (3, 9), (1, 9)]
+    shapes = [(1, 7), (1, 12), (1, 1), (1, 30), (1, 2), (1, 64), (2, 9), (3, 9), (1, 9)]
     for shape in shapes:
         assert_equal(f(tokens(*shape), use_cache=False).logits, model(tokens(*shape), use_cache=False).logits)
     assert graphs() <= 4
@@ -623,7 +623,8 @@ def test_b46_verify_in_bfloat16() -> None:
     verdict = hfgraph.verify(make("llama", dtype=torch.bfloat16, num_hidden_layers=1), tokens(2, 13), use_cache=False)
     assert verdict, str(verdict)
     assert {(o.weights, o.side) for o in verdict.outputs} == {(w, s) for w in ("perturbed", "true") for s in ("rewritten", "compiled")}
-    assert len(verdict.sites) == 3 and not verdict.unrewritten
+    norms = {"model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm"}
+    assert {s.module for s in verdict.sites} >= norms and not verdict.unrewritten
     assert 0 < verdict.max_error < math.inf
 
 

@@ -60,17 +60,17 @@ def rms_norm(
         scale_dtype: of the values and their (inverse) root when they meet.
         round_dtype: the normalised values are cast to it before the weight is applied.
         weight_dtype: the weight is cast to it before the offset is added.
-        out_dtype: the result, of x's shape, is cast to it; None leaves it to PyTorch's promotion.
+        out_dtype: the result is cast to it.
         divide: 1 where the values are divided by the root, 0 where its inverse multiplies them: they round differently.
+
+    Returns:
+        (..., D), in `out_dtype`, or in the dtype that PyTorch's promotion gives.
     """
     h = x if compute_dtype is None else x.to(compute_dtype)
-    mean = h.pow(2).mean(-1, keepdim=True) + eps
-    root = torch.sqrt(mean) if divide else torch.rsqrt(mean)
-    if scale_dtype is not None:
-        h, root = h.to(scale_dtype), root.to(scale_dtype)
+    root = (torch.sqrt if divide else torch.rsqrt)(h.pow(2).mean(-1, keepdim=True) + eps)
+    h, root = (h, root) if scale_dtype is None else (h.to(scale_dtype), root.to(scale_dtype))
     y = h / root if divide else h * root
-    if round_dtype is not None:
-        y = y.to(round_dtype)
+    y = y if round_dtype is None else y.to(round_dtype)
     if weight is not None:
         w = weight if weight_dtype is None else weight.to(weight_dtype)
         y = y * (w + offset if offset else w)
