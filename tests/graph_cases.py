@@ -182,6 +182,14 @@ def _batch_norm(x: Tensor, mean: Tensor, var: Tensor) -> Any:
     return first + F.batch_norm(x, mean, var, training=True), mean * 1
 
 
+@example("read before and after a write", _cache_inputs)
+def _read_twice(cache: Tensor, x: Tensor, at: Tensor, w: Tensor) -> Any:
+    """The two sums are no outputs themselves: nothing but the write keeps them apart."""
+    before = norm(cache, w).sum(1)
+    cache.index_copy_(1, at, x)
+    return before - 2 * norm(cache, w).sum(1)
+
+
 # --- who shares storage with whom ---------------------------------------------------------------------
 
 
@@ -220,6 +228,19 @@ def _through_views(x: Tensor) -> Any:
     return before, h, part.clone()
 
 
+@example("written where it is strided", _x)
+def _strided_writes(x: Tensor) -> Any:
+    return (x * 2)[..., ::2].add_(1), (x * 2).transpose(0, 1).mul_(3), (x * 2)[:, 1].copy_(x[:, 0])
+
+
+@example("operands of different layouts", lambda b, t, grad: (_numbers(t, b, D, grad=grad), _numbers(b, t, D, grad=grad), torch.ones(D)))
+def _layouts(x: Tensor, residual: Tensor, w: Tensor) -> Any:
+    """Strides of a sum follow its first operand."""
+    x = x.transpose(0, 1)
+    first, second = x + residual, residual + x
+    return norm(first, w), first, norm(second, w), second, norm(x, w), norm(x, w).cos()
+
+
 # --- modes, randomness, constants ---------------------------------------------------------------------
 
 
@@ -229,6 +250,23 @@ def _no_grad(x: Tensor, w: Tensor) -> Any:
         frozen = norm(x, w)
         kept = (x * 1).view(-1)
     return frozen, norm(x, w), kept, x.detach() + w
+
+
+@example("equal values, one without history")
+def _two_histories(x: Tensor, w: Tensor) -> Any:
+    """Neither is an output: nothing but the region keeps them apart."""
+    with torch.no_grad():
+        frozen = norm(x, w).sum(-1)
+    return frozen * 2 + norm(x, w).sum(-1)
+
+
+@example("written under no_grad")
+def _no_grad_write(x: Tensor, w: Tensor) -> Any:
+    h = x * w
+    with torch.no_grad():
+        h.mul_(2)
+        h[..., :2] = 0.5
+    return h + 1, norm(h, w)
 
 
 @example("autocast region")

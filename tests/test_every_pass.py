@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,13 +13,14 @@ import torch
 from captured import aten, captured, cloned, differences, gradients, text, traced
 from graph_cases import EXAMPLES, Example, norm
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_map
 
 from hfgraph.errors import IllegalGraph
 from hfgraph.graph.capture import capture, copied
 from hfgraph.graph.legal import LEGAL, problem
 from hfgraph.graph.op import Op
-from hfgraph.graph.values import evaluated
+from hfgraph.graph.values import evaluated, tensors
 from hfgraph.kernels import all_ops
 from hfgraph.options import Options
 from hfgraph.pipeline import PIPELINE, Context, Done, Pass, run
@@ -31,16 +34,16 @@ every_size = pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dy
 # --- what is wrong with a pass ------------------------------------------------------------------------
 
 
-def faults(step: Pass, before: GraphModule, after: GraphModule, args: Sequence[Any], context: Context = CONTEXT) -> list[str]:
+def faults(step: Pass, before: GraphModule, after: GraphModule, args: Sequence[Any], context: Context = CONTEXT, *, strides: bool = True) -> list[str]:
     """What a pass got wrong: `after` is `before` with the pass run once; both are run on `args`."""
-    found = differences(_seeded(before), _seeded(after), args)
+    found = differences(_seeded(before), _seeded(after), args, strides=strides)
     if any(isinstance(a, Tensor) and a.requires_grad for a in args):
         pairs = list(zip(gradients(_seeded(before), args), gradients(_seeded(after), args), strict=True))
         found += [f"gradient {i}" for i, (wanted, got) in enumerate(pairs) if not _close(wanted, got)]
     illegal = problem(after, step.stage)
     if illegal:
         found.append(f"not legal: {illegal}")
-    return found + _unstable(step, after, context)
+    return found + _misrecorded(after, args) + _unstable(step, after, context)
 
 
 def _seeded(gm: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,6 +59,36 @@ def _close(wanted: Tensor | None, got: Tensor | None) -> bool:
     if wanted is None or got is None:
         return wanted is got
     return torch.allclose(got, wanted, rtol=1e-5 if wanted.dtype is torch.float32 else 2e-2, atol=1e-5, equal_nan=True)
+
+
+class _Recorded(Interpreter):
+    """Runs a graph and compares each tensor with the fake value recorded for it: later passes and Inductor believe those."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm)
+        self.found: list[str] = []
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        for real, fake in zip(*(list(tensors(v)) for v in (value, n.meta.get("val"))), strict=False):
+            if real.dtype != fake.dtype or real.ndim != fake.ndim or (not _has_symbols(fake) and _layout(real) != _layout(fake)):
+                self.found.append(f"{n.name} is {_layout(real)} {real.dtype}, recorded as {_layout(fake)} {fake.dtype}")
+        return value
+
+
+def _has_symbols(fake: Tensor) -> bool:
+    return any(not isinstance(s, int) for s in (*fake.shape, *fake.stride()))
+
+
+def _layout(t: Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides; the stride of a dim of one element means nothing."""
+    return [(size, 0 if size == 1 else stride) for size, stride in zip(t.shape, t.stride(), strict=True)]
+
+
+def _misrecorded(after: GraphModule, args: Sequence[Any]) -> list[str]:
+    running = _Recorded(after)
+    running.run(*cloned(list(args)))
+    return running.found
 
 
 def _unstable(step: Pass, after: GraphModule, context: Context) -> list[str]:
@@ -160,32 +193,49 @@ def test_the_examples_give_every_pass_something_to_do() -> None:
 
 @pytest.fixture(scope="module", params=OPS.values(), ids=OPS)
 def op_with_a_kernel(request: pytest.FixtureRequest) -> Iterator[Op]:
+    """An op with a kernel that does what kernels must: the reference's values, in new contiguous tensors."""
     op = request.param
-    op.impl("for_test_every_pass", device="cpu", load="", when=lambda *_, **__: True)  # "": the op itself, called as its own kernel
+    room = ModuleType(f"{op.reference.__module__}.{KERNEL}")
+    setattr(room, op.name, lambda *args, **kwargs: tree_map(lambda t: t.clone(memory_format=torch.contiguous_format), op.reference(*args, **kwargs)))
+    sys.modules[room.__name__] = room
+    op.impl(KERNEL, device="cpu", load=f".{KERNEL}", when=lambda *_, **__: True)
     yield op
-    del op.implementations["for_test_every_pass"]
+    del op.implementations[KERNEL], sys.modules[room.__name__]
+
+
+KERNEL = "for_test_every_pass"
+
+
+def lowered(op: Op, name: str, dynamic: bool | None) -> tuple[int, list[str]]:
+    """An example's calls of an op, all lowered to its kernel, and what is wrong then; strides are the kernel's."""
+    lowering = next(p for p in PIPELINE if p.stage == "lower")
+    context, target = Context(Options(kernels={op.name: KERNEL})), op.implementations[KERNEL].target
+    seen = trail(name, dynamic)
+    before = seen.stages[PIPELINE.index(lowering)]
+    gm = copied(before)
+    wanted = sum(n.target is op.target for n in gm.graph.nodes)
+    done = lowering.run(gm, context)
+    gm.recompile()
+    assert done.changes == wanted == sum(n.target is target for n in gm.graph.nodes)
+    return wanted, [f for args in seen.calls for f in faults(lowering, before, gm, args, context, strides=False)] if wanted else []
+
+
+# Rounding points of their own, in the op's attributes: what a kernel accepts is for tests/kernels.
+LOWERED = [n for n in EXAMPLES if "autocast" not in n and "another dtype" not in n]
 
 
 @every_size
 def test_lowering_to_a_kernel(op_with_a_kernel: Op, dynamic: bool | None) -> None:
-    op, lowering = op_with_a_kernel, next(p for p in PIPELINE if p.stage == "lower")
-    context = Context(Options(kernels={op.name: "for_test_every_pass"}))
-    target = op.implementations["for_test_every_pass"].target
-    reached = 0
-    for name in EXAMPLES:
-        if "autocast" in name or "another dtype" in name:  # rounding points of their own, in the op's attributes
-            continue
-        seen = trail(name, dynamic)
-        gm = copied(seen.stages[PIPELINE.index(lowering)])
-        wanted = sum(n.target is op.target for n in gm.graph.nodes)
-        done = lowering.run(gm, context)
-        gm.recompile()
-        assert done.changes == wanted == sum(n.target is target for n in gm.graph.nodes)
-        reached += wanted
-        for args in seen.calls:
-            found = faults(lowering, seen.stages[PIPELINE.index(lowering)], gm, args, context)
-            assert not found, f"{name}: {'; '.join(found)}"
-    assert reached, f"no example in graph_cases.py is recognised as {op.name}"
+    found = {name: lowered(op_with_a_kernel, name, dynamic) for name in LOWERED}
+    assert sum(count for count, _ in found.values()), f"no example in graph_cases.py is recognised as {op_with_a_kernel.name}"
+    wrong = [f"{name}: {f}" for name, (_, faulty) in found.items() for f in faulty if "recorded as" not in f]
+    assert not wrong, "; ".join(wrong)
+
+
+@pytest.mark.xfail(reason="lower() records the kernel's layout for its node alone; what is computed from it keeps the old one")
+def test_values_after_a_kernel_are_recorded_as_they_are(op_with_a_kernel: Op) -> None:
+    _, found = lowered(op_with_a_kernel, "operands of different layouts", None)
+    assert not found, "; ".join(found)
 
 
 # --- passes that are wrong in one way each ------------------------------------------------------------
@@ -268,6 +318,12 @@ def _another_order(gm: GraphModule) -> None:
         output.args = ((back, *output.args[0][1:]),)
 
 
+def _record_another_layout(gm: GraphModule) -> None:
+    node = _last(gm)
+    with node.meta["val"].fake_mode:
+        node.meta["val"] = torch.empty(node.meta["val"].movedim(-1, 0).shape).movedim(0, -1)
+
+
 WRONG: dict[Callable[[GraphModule], None], tuple[str, str]] = {
     _drop_a_write: ("static cache, index_copy_", "inputs written"),
     _return_the_source_of_a_copy: ("outputs are fresh", "sharing"),
@@ -277,6 +333,7 @@ WRONG: dict[Callable[[GraphModule], None], tuple[str, str]] = {
     _round_once_more: ("weight of another dtype", "results"),
     _add_something_each_time: ("block", "the second run reports 0 changes, and changed the graph"),
     _another_order: ("block", "results"),
+    _record_another_layout: ("two norms of one input, and one of a norm", "recorded as"),
 }
 
 
