@@ -284,6 +284,13 @@ def test_a_kernel_asked_for_is_used() -> None:
     assert targets(gm) == {"hfgraph.rms_norm__triton.default"}
 
 
+def test_a_kernel_is_not_used_where_it_would_change_the_layout() -> None:
+    gm = on_gpu(recognised(torch.randn(3, 5, 8).transpose(0, 1)))
+    with pytest.raises(KernelRefused, match="it returns contiguous tensors, and the model goes on with other strides"):
+        lower(gm, {"rms_norm": "triton"})
+    assert targets(gm) == {"hfgraph.rms_norm.default"}
+
+
 def test_a_kernel_that_cannot_run_is_refused_in_words() -> None:
     with pytest.raises(KernelRefused, match="it runs on cuda, the tensors are on cpu"):
         lower(recognised(torch.randn(4, 64)), {"rms_norm": "triton"})

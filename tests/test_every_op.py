@@ -193,7 +193,7 @@ def costs_what_it_should(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Positive, an expression of the sizes where these are symbols, growing with each of them, never below what it writes."""
     for case in own_cases(an_op, dtype, WHOLE):
         plain = an_op.cost(*case.arguments.values())
-        written = sum(t.numel() * an_op.inputs.make(dtype)[next(iter(case.tensors))].element_size() for t in tensors(an_op.reference(**case.arguments)))
+        written = sum(t.numel() * t.element_size() for t in tensors(an_op.reference(**case.arguments)))
         if not (plain.flops > 0 and plain.bytes >= written):
             yield f"{case.name}: {plain}, but the results alone take {written} bytes"
         given, env, values = symbolic(case)
@@ -515,6 +515,20 @@ def test_what_is_missing_is_named_with_the_call_that_adds_it(what: str) -> None:
 
 def _define(function: Callable[..., Any]) -> Op:
     return op(cost=lambda *_: Cost(), inputs=Inputs(x="B D"))(function)
+
+
+def test_a_device_without_kernels_is_refused_before_anything_is_registered() -> None:
+    for _ in range(2):
+        with pytest.raises(InvalidOp) as raised:
+            ALL["rms_norm"].impl("metal", device="mps", load=".metal", when=lambda *_, **__: True)
+        assert str(raised.value) == "implementation 'metal' of op 'rms_norm' is for device 'mps'; expected one of cuda, cpu."
+    assert "metal" not in ALL["rms_norm"].implementations
+
+
+def test_cost_counts_what_is_written_in_its_own_dtype() -> None:
+    x = torch.zeros(2, 8, dtype=torch.bfloat16)
+    narrow, wide = (ALL["rms_norm"].cost(x, None, 1e-6, compute_dtype=torch.float32, out_dtype=d).bytes for d in (torch.bfloat16, torch.float32))
+    assert (narrow, wide) == (2 * 32, 32 + 64)
 
 
 def test_a_name_that_is_taken_is_refused() -> None:

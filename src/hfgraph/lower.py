@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 
 from hfgraph.errors import KernelRefused
 from hfgraph.graph.op import OPS, Implementation, Op
-from hfgraph.graph.values import val
+from hfgraph.graph.values import is_dense, tensors, val
 
 
 def lower(gm: GraphModule, kernels: Mapping[str, str]) -> int:
@@ -34,7 +34,6 @@ def lower(gm: GraphModule, kernels: Mapping[str, str]) -> int:
         chosen = _asked_for(op, node, kernels[op.name]) if op.name in kernels else _automatic(op, node, trained)
         if chosen is not None:
             node.target = chosen.target
-            node.meta["val"] = _fresh(val(node))
             lowered += 1
     return lowered
 
@@ -52,6 +51,8 @@ def _asked_for(op: Op, node: Node, name: str) -> Implementation | None:
     if device != implementation.device:
         raise KernelRefused(op.name, name, f"it runs on {implementation.device}, the tensors are on {device}")
     args, kwargs = _values(node)
+    if not _is_laid_out_densely(node):
+        raise KernelRefused(op.name, name, "it returns contiguous tensors, and the model goes on with other strides (of a transposed input)")
     if not implementation.accepts(*args, **kwargs):
         shapes = ", ".join(f"{tuple(a.shape)} {a.dtype}" for a in args if isinstance(a, Tensor))
         raise KernelRefused(op.name, name, f"it does not take these arguments ({shapes})")
@@ -59,7 +60,7 @@ def _asked_for(op: Op, node: Node, name: str) -> Implementation | None:
 
 
 def _automatic(op: Op, node: Node, trained: bool) -> Implementation | None:
-    if trained:
+    if trained or not _is_laid_out_densely(node):
         return None
     device = _device(node)
     args, kwargs = _values(node)
@@ -74,10 +75,6 @@ def _values(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return map_arg((node.args, node.kwargs), val)
 
 
-def _fresh(value: Any) -> Any:
-    """Kernels return contiguous tensors, whatever strides the reference would give."""
-    if isinstance(value, Tensor):
-        mode: Any = getattr(value, "fake_mode", None)
-        with mode:
-            return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    return tuple(_fresh(v) for v in value)
+def _is_laid_out_densely(node: Node) -> bool:
+    """Kernels return contiguous tensors. Where the reference does not, a later view of the result might not exist."""
+    return all(is_dense(t) for t in tensors(val(node)))

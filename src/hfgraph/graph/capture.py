@@ -17,6 +17,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.fx.traceback import preserve_node_meta
 
+from hfgraph.graph.values import KNOWN_HIGHER_ORDER
+
 _VMAP_ENTER, _VMAP_EXIT = predispatch._vmap_increment_nesting, predispatch._vmap_decrement_nesting
 
 
@@ -49,16 +51,11 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
     return out
 
 
-# Higher-order operators that come out of a retrace as they went in. The others lose something: activation
-# checkpointing its recomputation, a custom autograd function its own backward.
-_RETRACED = frozenset({"cond", "flex_attention"})
-
-
 def _refuse_unsupported(gm: GraphModule) -> None:
     for node in gm.graph.nodes:
         if node.target is torch.autograd.grad_mode._enter_inference_mode:
             raise Uncapturable("an inference-mode region inside the graph would be lost in a retrace; torch.no_grad() is kept")
-        if isinstance(node.target, HigherOrderOperator) and node.target.name() not in _RETRACED:
+        if isinstance(node.target, HigherOrderOperator) and node.target.name() not in KNOWN_HIGHER_ORDER:
             raise Uncapturable(f"the higher-order operator {node.target.name()} would not survive being traced again{_CAUSES.get(node.target.name(), '')}")
 
 

@@ -48,7 +48,7 @@ class Match:
 
 
 class Matcher:
-    """Finds patterns in one graph. After a rewrite call `refresh`, or make a new one."""
+    """Finds patterns in one graph. Whoever rewrites it tells what was `added` and `removed`."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

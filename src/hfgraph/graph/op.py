@@ -24,6 +24,8 @@ from hfgraph.graph.inputs import Inputs
 NAMESPACE = "hfgraph"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS: dict[str, Op] = {}
+# Devices that kernels are for, and their dispatch keys. ROCm is "cuda" to PyTorch.
+_DISPATCH = {"cuda": "CUDA", "cpu": "CPU"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Op:
         """Attach a kernel. ``load`` is a module relative to the op's package that defines a function named after the op."""
         if name in self.implementations or name == "reference":
             raise InvalidOp(f"op {self.name!r} already has an implementation {name!r}; give the new one another name.")
+        if device not in _DISPATCH:
+            raise InvalidOp(f"implementation {name!r} of op {self.name!r} is for device {device!r}; expected one of {', '.join(_DISPATCH)}.")
         module = self.reference.__module__ + load
         kernel_name = f"{self.name}__{name}"
         target = _register_opaque(kernel_name, self, device, module)
@@ -104,7 +108,8 @@ def op(*, cost: Callable[..., Cost], inputs: Inputs, shardings: Mapping[str, tup
             that need no communication. Placements are ``torch.distributed.tensor`` ones.
 
     Raises:
-        InvalidOp: the function cannot be given a schema, or mutates its arguments.
+        InvalidOp: the function cannot be given a schema. That it must not write its arguments shows only when it runs:
+            the generic tests of ops check it.
     """
 
     def register(reference: Callable[..., Any]) -> Op:
@@ -135,7 +140,7 @@ def _register_opaque(name: str, owner: Op, device: str, module: str) -> torch._o
     def kernel(*args: Any, **kwargs: Any) -> Any:
         return getattr(importlib.import_module(module), owner.name)(*args, **kwargs)
 
-    _LIBRARY.impl(name, kernel, {"cuda": "CUDA", "cpu": "CPU"}[device])
+    _LIBRARY.impl(name, kernel, _DISPATCH[device])
     torch.library.register_fake(qualified, _contiguous_fake(owner.reference), lib=_LIBRARY)
     setup, backward = _recompute_gradient(owner)
     torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_LIBRARY)

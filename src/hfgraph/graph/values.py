@@ -17,8 +17,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-# Higher-order operators that write none of their inputs. Others are taken to write all of them.
-_PURE_HIGHER_ORDER = frozenset({"cond", "while_loop", "map_impl", "scan", "associative_scan", "flex_attention", "invoke_subgraph", "wrap"})
+# Higher-order operators that come out of a retrace as they went in, and write none of their inputs. The others are
+# not captured: activation checkpointing would lose its recomputation, a custom autograd function its own backward.
+KNOWN_HIGHER_ORDER = frozenset({"cond", "flex_attention"})
 
 
 def val(node: Node) -> Any:
@@ -114,7 +115,7 @@ def written_nodes(node: Node) -> list[Node]:
         given = arguments(node)
         found = [given[n] for n in names]
         return [x for f in found for x in (f if isinstance(f, list | tuple) else [f]) if isinstance(x, Node)]
-    if isinstance(node.target, HigherOrderOperator) and node.target.name() not in _PURE_HIGHER_ORDER:
+    if isinstance(node.target, HigherOrderOperator) and node.target.name() not in KNOWN_HIGHER_ORDER:
         return list(node.all_input_nodes)
     return []
 

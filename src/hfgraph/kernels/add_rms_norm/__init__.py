@@ -17,8 +17,9 @@ _BATCH = ((Shard(0), Shard(0), Replicate()), (Shard(0), Shard(0)))
 _TOKENS = ((Shard(1), Shard(1), Replicate()), (Shard(1), Shard(1)))
 
 
-def _cost(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *_: object) -> Cost:
-    norm = rms_norm.cost(x, weight, eps)
+def _cost(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *attributes: Any, **named: Any) -> Cost:
+    """The norm of a sum that is never read back, the addition, and the sum written out."""
+    norm = rms_norm.cost(x, weight, eps, *attributes, **named)
     return Cost(flops=norm.flops + x.numel(), bytes=norm.bytes + residual.numel() * residual.element_size() + x.numel() * x.element_size())
 
 

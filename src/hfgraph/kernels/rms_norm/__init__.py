@@ -13,10 +13,23 @@ _BATCH = ((Shard(0), Replicate()), (Shard(0),))
 _TOKENS = ((Shard(1), Replicate()), (Shard(1),))
 
 
-def _cost(x: Tensor, weight: Tensor | None, eps: float, *_: object) -> Cost:
-    del eps
+def _cost(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    offset: float = 0.0,
+    compute_dtype: torch.dtype | None = None,
+    scale_dtype: torch.dtype | None = None,
+    round_dtype: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+    divide: int = 0,
+) -> Cost:
+    del eps, offset, divide
+    normed = round_dtype or scale_dtype or compute_dtype or x.dtype
+    written = out_dtype or (normed if weight is None else torch.promote_types(normed, weight_dtype or weight.dtype))
     read = x.numel() * x.element_size() + (0 if weight is None else weight.numel() * weight.element_size())
-    return Cost(flops=(4 if weight is None else 5) * x.numel(), bytes=read + x.numel() * x.element_size())
+    return Cost(flops=(4 if weight is None else 5) * x.numel(), bytes=read + x.numel() * written.itemsize)
 
 
 @op(
