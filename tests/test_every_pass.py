@@ -34,9 +34,9 @@ every_size = pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dy
 # --- what is wrong with a pass ------------------------------------------------------------------------
 
 
-def faults(step: Pass, before: GraphModule, after: GraphModule, args: Sequence[Any], context: Context = CONTEXT, *, strides: bool = True) -> list[str]:
+def faults(step: Pass, before: GraphModule, after: GraphModule, args: Sequence[Any], context: Context = CONTEXT) -> list[str]:
     """What a pass got wrong: `after` is `before` with the pass run once; both are run on `args`."""
-    found = differences(_seeded(before), _seeded(after), args, strides=strides)
+    found = differences(_seeded(before), _seeded(after), args)
     if any(isinstance(a, Tensor) and a.requires_grad for a in args):
         pairs = list(zip(gradients(_seeded(before), args), gradients(_seeded(after), args), strict=True))
         found += [f"gradient {i}" for i, (wanted, got) in enumerate(pairs) if not _close(wanted, got)]
