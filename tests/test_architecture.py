@@ -43,7 +43,7 @@ LAYERS = (
 RANK = {part: i for i, layer in enumerate(LAYERS) for part in layer}
 TOP = len(LAYERS)
 # Who may load a heavy package at all, by part of hfgraph.
-HEAVY = {"transformers": {"models"}, "triton": {"kernels"}, "rich": {"tables", "cli"}}
+HEAVY = {"transformers": {"models"}, "triton": {"kernels"}, "rich": {"tables", "commands"}}
 
 
 def part(module: str) -> str:
