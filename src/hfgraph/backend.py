@@ -19,8 +19,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from hfgraph import bypass, report, versions
+from hfgraph.breaks import break_of
 from hfgraph.errors import HfgraphError, MetaModel, MixedDevices, NotRewritten
 from hfgraph.graph.capture import Uncapturable, capture
+from hfgraph.graph.cost import total
+from hfgraph.graph.origin import readable
+from hfgraph.graph.snapshot import snapshot
 from hfgraph.kernels import all_ops
 from hfgraph.options import Options
 from hfgraph.pipeline import Context, run
@@ -56,13 +60,15 @@ def hfgraph(
 
 def rewrite(gm: GraphModule, example_inputs: Sequence[Any], context: Context) -> tuple[GraphModule, report.GraphReport]:
     """Capture a graph and run the pipeline on it. A graph that hfgraph cannot work on comes back as it was, with the reason."""
-    found = report.GraphReport(nodes=len(gm.graph.nodes))
+    found = report.GraphReport(nodes=len(gm.graph.nodes), ended=break_of(gm))
     try:
         with _collector_paused():
             start = time.perf_counter()
             canonical = capture(gm, example_inputs)
             found.capture_seconds = time.perf_counter() - start
+            found.captured = total(canonical.graph, {})
             found.rows = run(canonical, context, after=lambda step, done: found.note(canonical, step, done))
+            found.after = snapshot(canonical.graph)
         return canonical, found
     except HfgraphError:
         raise
@@ -137,14 +143,9 @@ def check_inputs(gm: GraphModule, example_inputs: Sequence[Any]) -> None:
     """
     names = [n.name for n in gm.graph.nodes if n.op == "placeholder"]
     tensors = [(name, x) for name, x in zip(names, example_inputs, strict=True) if isinstance(x, Tensor)]
-    meta = [_readable(name) for name, x in tensors if x.device.type == "meta"]
+    meta = [readable(name) for name, x in tensors if x.device.type == "meta"]
     if meta:
         raise MetaModel(meta)
-    devices = {str(x.device): _readable(name) for name, x in reversed(tensors) if x.ndim or x.device.type != "cpu"}
+    devices = {str(x.device): readable(name) for name, x in reversed(tensors) if x.ndim or x.device.type != "cpu"}
     if len(devices) > 1:
         raise MixedDevices(devices)
-
-
-def _readable(placeholder: str) -> str:
-    """`l_self_modules_lm_head_parameters_weight_` -> `lm_head.weight`."""
-    return placeholder.removeprefix("l_self_").removeprefix("modules_").replace("_modules_", ".").replace("_parameters_", ".").strip("_")

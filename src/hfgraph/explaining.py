@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from hfgraph.backend import check_inputs, rewrite
+from hfgraph.breaks import gathered
 from hfgraph.errors import HfgraphError, NotAModel, NothingCompiled
 from hfgraph.options import Options
 from hfgraph.pipeline import Context
@@ -36,7 +38,7 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
     """
     if not callable(model):
         raise NotAModel("explain", model)
-    report = Report()
+    report = Report(model="" if inspect.isroutine(model) else type(model).__name__)
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
         check_inputs(gm, example_inputs)
@@ -53,7 +55,7 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
     before = Counter(counters["graph_break"])
     with fresh_compilation():
         torch.compile(model, backend=backend)(*args, **kwargs)
-    report.graph_breaks = {reason.splitlines()[0]: n for reason, n in (Counter(counters["graph_break"]) - before).items()}
+    report.counted = gathered(Counter(counters["graph_break"]) - before, (g.ended for g in report.graphs if g.ended))
     if not report.graphs:
         raise NothingCompiled("explain")
     return report

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from hfgraph.errors import IllegalGraph
 from hfgraph.graph.canonical import tidy
+from hfgraph.graph.cost import Costs, Work, total
 from hfgraph.graph.cse import merge_equal
 from hfgraph.graph.legal import problem
 from hfgraph.graph.rewrite import Event, Outcome, apply_rules
@@ -68,13 +69,14 @@ PIPELINE: tuple[Pass, ...] = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report: a pass, what it did, and how long it took."""
+    """One line of the report: a pass, what it did, how long it took, and the work of the graph that it left."""
 
     stage: str
     name: str
     changes: int
     nodes: int
     seconds: float
+    work: Work
 
 
 def run(gm: GraphModule, context: Context, passes: Sequence[Pass] = PIPELINE, after: Callable[[Pass, Done], None] | None = None) -> list[Row]:
@@ -87,6 +89,7 @@ def run(gm: GraphModule, context: Context, passes: Sequence[Pass] = PIPELINE, af
         IllegalGraph: a pass left a graph that its stage does not allow.
     """
     rows = []
+    known: Costs = {}
     for step in passes:
         start = time.perf_counter()
         done = step.run(gm, context)
@@ -94,7 +97,7 @@ def run(gm: GraphModule, context: Context, passes: Sequence[Pass] = PIPELINE, af
         found = problem(gm, step.stage)
         if found is not None:
             raise IllegalGraph(step.stage, found)
-        rows.append(Row(step.stage, step.name, done.changes, len(gm.graph.nodes), seconds))
+        rows.append(Row(step.stage, step.name, done.changes, len(gm.graph.nodes), seconds, total(gm.graph, known)))
         if after is not None:
             after(step, done)
     gm.recompile()

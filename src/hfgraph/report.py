@@ -1,7 +1,8 @@
-"""What hfgraph did to a model: sites, near misses in words, graphs, time. As objects, a dict, and text."""
+"""What hfgraph did to a model: sites, near misses in words, graphs, time. As objects, a dict, text and a page."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -10,9 +11,12 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from hfgraph.breaks import Break
+from hfgraph.graph.cost import NOTHING, Work
 from hfgraph.graph.op import OPS
-from hfgraph.graph.origin import module_path, source_line
-from hfgraph.graph.rewrite import RULES, Event
+from hfgraph.graph.origin import origin
+from hfgraph.graph.rewrite import FROM, RULES, Event
+from hfgraph.graph.snapshot import Snapshot, snapshot
 from hfgraph.pipeline import Done, Pass, Row
 
 
@@ -27,6 +31,9 @@ class Site:
         source: file and line of the model's code.
         reason: for a near miss, what was found and what was expected.
         steps: the rules that led here, in order.
+        code: the text of the source line.
+        node: the node that it became; for a near miss, the first that differs.
+        nodes: the nodes of the canonical graph that it stands for; for a near miss, those that fitted.
     """
 
     rule: str
@@ -35,31 +42,77 @@ class Site:
     source: str
     reason: str = ""
     steps: tuple[str, ...] = ()
+    code: str = ""
+    node: str = ""
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass
+class RuleRow:
+    """What one rule did to one graph.
+
+    Attributes:
+        removed, added: work of the nodes that went and of those that came.
+    """
+
+    stage: str
+    rule: str
+    matches: int = 0
+    near_misses: int = 0
+    removed: Work = NOTHING
+    added: Work = NOTHING
 
 
 @dataclass
 class GraphReport:
-    """One graph that Dynamo handed over."""
+    """One graph that Dynamo handed over.
+
+    Attributes:
+        nodes: how many Dynamo's graph has.
+        rows: the passes; `rules` what each rule did in them.
+        captured: work of the graph as captured, before the first pass.
+        before: the canonical graph; `after` the one handed to Inductor.
+        merged: equal values computed once instead of again.
+        unrewritten: why the graph was left as it was; empty where it was not.
+        ended: the graph break at its end.
+        calls: how often one call of the model runs it.
+    """
 
     nodes: int
     name: str = ""
     sites: list[Site] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    rules: dict[tuple[str, str], RuleRow] = field(default_factory=dict)
+    captured: Work = NOTHING
+    before: Snapshot = Snapshot()  # noqa: RUF009  (frozen)
+    after: Snapshot = Snapshot()  # noqa: RUF009
     merged: int = 0
     capture_seconds: float = 0.0
     compile_seconds: float = 0.0
     unrewritten: str = ""
+    ended: Break | None = None
     calls: int = 1
 
     def note(self, gm: GraphModule, step: Pass, done: Done) -> None:
         """Take down what a pass did."""
+        if step.stage == "canonical":
+            self.before = snapshot(gm.graph)
         if step.stage == "recognise" and done.applied:
             self.sites = _recognised(gm)
         if step.stage == "fuse":
-            self.sites += [_site(e, "fused") for e in done.applied]
-        self.sites += [_site(e, "near miss") for e in done.missed]
+            made = {n.name: n for n in gm.graph.nodes}
+            self.sites += [_site(e, "fused", made[e.node].meta.get(FROM, ()) if e.node in made else ()) for e in done.applied]
+        self.sites += [_site(e, "near miss", e.fitted) for e in done.missed]
         if "computed once" in step.name:
             self.merged = done.changes
+        self._note_rules(step.stage, done)
+
+    def _note_rules(self, stage: str, done: Done) -> None:
+        for e in done.applied:
+            row = self.rules.setdefault((stage, e.rule), RuleRow(stage, e.rule))
+            row.matches, row.removed, row.added = row.matches + 1, row.removed + e.removed, row.added + e.added
+        for e in done.missed:
+            self.rules.setdefault((stage, e.rule), RuleRow(stage, e.rule)).near_misses += 1
 
     @property
     def rewrite_seconds(self) -> float:
@@ -68,23 +121,43 @@ class GraphReport:
 
 def _recognised(gm: GraphModule) -> list[Site]:
     ops = {op.target: name for name, op in OPS.items()}
-    return [
-        Site(ops[n.target], "recognised", module_path(n), source_line(n), steps=n.meta.get(RULES, ()))
-        for n in gm.graph.nodes
-        if n.target in ops
-    ]  # fmt: skip
+    found = []
+    for n in gm.graph.nodes:
+        if n.target in ops:
+            module, source, code = origin(n)
+            found.append(Site(ops[n.target], "recognised", module, source, "", n.meta.get(RULES, ()), code, n.name, n.meta.get(FROM, ())))
+    return found
 
 
-def _site(event: Event, status: str) -> Site:
-    return Site(event.rule, status, event.module, event.source, event.reason)
+def _site(event: Event, status: str, nodes: tuple[str, ...]) -> Site:
+    return Site(event.rule, status, event.module, event.source, event.reason, (), event.code, event.node, nodes)
 
 
 @dataclass
 class Report:
-    """The graphs of one model or function, and what was done to them."""
+    """The graphs of one model or function, and what was done to them.
+
+    Attributes:
+        model: class of the model, where `explain` was given one.
+        counted: every graph break, as `explain` counted them.
+    """
 
     graphs: list[GraphReport] = field(default_factory=list)
-    graph_breaks: dict[str, int] = field(default_factory=dict)  # Dynamo's reasons, as counted by `explain`
+    model: str = ""
+    counted: list[Break] | None = None
+
+    @property
+    def breaks(self) -> list[Break]:
+        """Where Dynamo ended a graph and began another, and why."""
+        return self.counted if self.counted is not None else list(dict.fromkeys(g.ended for g in self.graphs if g.ended))
+
+    @property
+    def graph_breaks(self) -> dict[str, int]:
+        """Reasons of graph breaks, and how often each in one call."""
+        found: Counter[str] = Counter()
+        for b in self.breaks:
+            found[b.reason] += b.count
+        return dict(found)
 
     @property
     def sites(self) -> list[Site]:
@@ -101,8 +174,25 @@ class Report:
         return [s for s in self.sites if s.status == "near miss"]
 
     def to_dict(self) -> dict[str, Any]:
-        sites, graphs = [asdict(s) for s in self.sites], [_summary(g) for g in self.graphs]
-        return {"counts": self.counts, "sites": sites, "graphs": graphs, "graph_breaks": self.graph_breaks}
+        """Plain values, for JSON; the graphs' nodes are left out."""
+        return {
+            "model": self.model,
+            "counts": self.counts,
+            "sites": [asdict(s) for s in self.sites],
+            "graphs": [_summary(g) for g in self.graphs],
+            "graph_breaks": self.graph_breaks,
+            "breaks": [asdict(b) for b in self.breaks],
+        }
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one page that needs no network: the model's layers, what was rewritten in them and what was not, and why.
+
+        Raises:
+            CannotWrite: the folder does not exist, or may not be written to.
+        """
+        from hfgraph.page import write
+
+        write(self, path)
 
     def __str__(self) -> str:
         from hfgraph.tables import report_text
@@ -117,9 +207,12 @@ def _summary(graph: GraphReport) -> dict[str, Any]:
         "calls": graph.calls,
         "merged": graph.merged,
         "unrewritten": graph.unrewritten,
+        "ended": graph.ended and asdict(graph.ended),
         "capture_seconds": graph.capture_seconds,
         "compile_seconds": graph.compile_seconds,
+        "captured": asdict(graph.captured),
         "passes": [asdict(r) for r in graph.rows],
+        "rules": [asdict(r) for r in graph.rules.values()],
     }
 
 

@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.fx.traceback import preserve_node_meta
 
+from hfgraph.graph.origin import INPUT, readable
 from hfgraph.graph.values import KNOWN_HIGHER_ORDER
 
 _VMAP_ENTER, _VMAP_EXIT = predispatch._vmap_increment_nesting, predispatch._vmap_decrement_nesting
@@ -216,5 +217,5 @@ def _copy_placeholder_meta(source: GraphModule, target: GraphModule) -> None:
     news = [n for n in target.graph.nodes if n.op == "placeholder"]
     for old, new in zip(olds, news, strict=True):
         value = new.meta.get("val")
-        new.meta = {**old.meta, "val": value}
+        new.meta = {**old.meta, "val": value, INPUT: readable(str(old.target))}
         _copy_source(old, new)

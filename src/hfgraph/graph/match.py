@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -45,6 +45,13 @@ class Match:
     @property
     def outputs(self) -> list[Node]:
         return [self.nodes[o] for o in self.pattern.outputs]
+
+
+class _Obstacle(NamedTuple):
+    """Why all operators fit and the rewrite is still wrong: in words, and the node that forbids it."""
+
+    reason: str
+    node: Node
 
 
 class Matcher:
@@ -111,7 +118,8 @@ class _Attempt(Unifier):
         candidates = self.candidates(p, [bound.nodes[b] for b in below])
         if not candidates and below:
             operand = bound.nodes[next((b for b in below if b not in self.pattern.leaves), below[0])]
-            self.miss(bound, f"{label(operand)} is used by {', '.join(label(u) for u in operand.users)}, {label(p)} is expected")
+            users = ", ".join(label(u) for u in operand.users)
+            self.miss(bound, f"{label(operand)} is used by {users}, {label(p)} is expected", at=next(iter(operand.users), operand))
         for user in candidates:
             for further in self.unify(p, user, bound):
                 yield from self.climb(further)
@@ -127,18 +135,21 @@ class _Attempt(Unifier):
     # --- a complete assignment is a match only if replacing it changes nothing else
 
     def complete(self, bound: Bound) -> Match | None:
-        reason = self.sizes_differ(bound)
-        placed = None if reason else self.place(bound)
-        if isinstance(placed, str) or reason:
-            self.miss(bound, reason or str(placed), whole=True)
+        differs = self.sizes_differ(bound)
+        if differs:
+            self.miss(bound, differs, whole=True)
+            return None
+        placed = self.place(bound)
+        if isinstance(placed, _Obstacle):
+            self.miss(bound, placed.reason, at=placed.node, whole=True)
             return None
         leaves = {name: bound.nodes[p] for p, name in self.pattern.leaves.items() if p in bound.nodes}
         inner = {p: g for p, g in bound.nodes.items() if p not in self.pattern.leaves}
-        assert placed is not None
         match = Match(self.pattern, inner, frozenset(bound.copies), leaves, bound.scalars, placed)
-        reason = self.shared(match) or self.accepts(match)
+        shared = self.shared(match)
+        reason = shared.reason if shared else self.accepts(match)
         if reason:
-            self.miss(bound, reason, whole=True)
+            self.miss(bound, reason, at=shared.node if shared else match.outputs[0], whole=True)
             return None
         return match
 
@@ -155,7 +166,7 @@ class _Attempt(Unifier):
                     return f"expected the size {expected}, found {found}"
         return None
 
-    def place(self, bound: Bound) -> Node | str:
+    def place(self, bound: Bound) -> Node | _Obstacle:
         """The node before which the replacement goes, or why there is none.
 
         After the last matched node is best; where a result is used earlier than that, before its first user, or
@@ -167,22 +178,23 @@ class _Attempt(Unifier):
         users = [u for o in self.pattern.outputs for u in bound.nodes[o].users if u not in inside]
         first, last = min(matched), max(matched)
         writes = self.matcher.aliases.writes([*matched, *leaves])
-        reason = ""
+        obstacle: _Obstacle | None = None
         for before in (last.next, *([min(users), first] if users and min(users) < last else [])):
             if users and min(users) < before:
-                reason = f"{label(min(users))} uses a result before all inputs are there"
+                obstacle = _Obstacle(f"{label(min(users))} uses a result before all inputs are there", min(users))
             elif any(not leaf < before for leaf in leaves):
-                reason = reason or f"{label(before)} uses a result before all inputs are there"
+                obstacle = obstacle or _Obstacle(f"{label(before)} uses a result before all inputs are there", before)
             elif before is not last.next and self.numbers.region(before) != self.region:
-                reason = f"{label(before)} uses a result in another grad or autocast region"
+                obstacle = _Obstacle(f"{label(before)} uses a result in another grad or autocast region", before)
             else:
                 blocking = next((w for w in writes if first < w and (w < before or w < last)), None)
                 if blocking is None:
                     return before
-                reason = f"{label(blocking)} writes one of the values in between"
-        return reason
+                obstacle = _Obstacle(f"{label(blocking)} writes one of the values in between", blocking)
+        assert obstacle is not None
+        return obstacle
 
-    def shared(self, match: Match) -> str | None:
+    def shared(self, match: Match) -> _Obstacle | None:
         """An inner value that something else needs would have to be computed twice."""
         inside = {*match.nodes.values(), *match.copies}
         outputs = set(match.outputs)
@@ -191,7 +203,7 @@ class _Attempt(Unifier):
                 continue
             outside = [u for u in g.users if u not in inside]
             if outside:
-                return f"{label(g)} has {len(g.users)} users, pattern has {len(p.users)}"
+                return _Obstacle(f"{label(g)} has {len(g.users)} users, pattern has {len(p.users)}", g)
         return None
 
 

@@ -6,36 +6,50 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import SymInt, Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from hfgraph.errors import IllegalGraph
+from hfgraph.graph.cost import NOTHING, Work, work
 from hfgraph.graph.match import Match, Matcher
-from hfgraph.graph.origin import module_path, source_line
+from hfgraph.graph.origin import origin
 from hfgraph.graph.pattern import Pattern, Wild
 from hfgraph.graph.rule import Rule
 from hfgraph.graph.unify import NearMiss
 from hfgraph.graph.values import drop_dead, evaluated, is_symbol, same_layout, val
 from hfgraph.graph.variants import Variant, grows, may_occur, size, variants
 
-# Meta keys of a rewritten node: the rules that made it, and the node of the canonical graph whose value it computes.
+# Meta keys of a rewritten node: the rules that made it, the node of the canonical graph whose value it computes, and all nodes
+# of the canonical graph whose work it does.
 RULES = "hfgraph_rules"
 REPLACES = "hfgraph_replaces"
+FROM = "hfgraph_from"
 _MAX_ROUNDS = 20
 
 
 @dataclass(frozen=True)
 class Event:
-    """One application of a rule, or one near miss of it (then `reason` says why)."""
+    """One application of a rule, or one near miss of it.
+
+    Attributes:
+        node: the node that it made; of a near miss, the first that differs.
+        reason: of a near miss, what was found and what was expected.
+        fitted: of a near miss, the nodes that fitted.
+        removed, added: of an application, the work of the nodes that went, and of those that came.
+    """
 
     rule: str
     node: str
     module: str
     source: str
+    code: str
     reason: str = ""
+    fitted: tuple[str, ...] = ()
+    removed: Work = NOTHING
+    added: Work = NOTHING
 
 
 @dataclass
@@ -92,12 +106,13 @@ def _apply(
             found = matcher.attempt(variant.pattern, anchor, node, partial(_guard, rule, variant))
             if isinstance(found, Match):
                 misses.pop(node, None)
-                outcome.applied.append(_event(rule, found.outputs[0]))
-                fired.extend(_replace(gm, matcher, rule, variant, found, falsify=rule.name == sabotage))
+                done = _replace(gm, matcher, rule, variant, found, falsify=rule.name == sabotage)
+                outcome.applied.append(Event(rule.name, done.new[0].name, *origin(done.new[0]), removed=done.removed, added=work(done.new)))
+                fired.extend(done.gone)
             elif found is not None and found.is_nearer(misses.get(node)):
                 misses[node] = found
     if misses and not grows(rule, dtypes[0]):
-        outcome.missed.extend(_event(rule, m.node, _words(rule, m)) for m in misses.values() if _is_near(m))
+        outcome.missed.extend(_missed(rule, m) for m in misses.values() if _is_near(m))
     return fired
 
 
@@ -106,12 +121,9 @@ def _is_near(miss: NearMiss) -> bool:
     return miss.matched >= min(2, miss.of) and 2 * miss.matched >= miss.of
 
 
-def _words(rule: Rule, miss: NearMiss) -> str:
-    return f"{rule.name}: {miss.matched} of {miss.of} nodes matched, then {miss.reason}"
-
-
-def _event(rule: Rule, node: Node, reason: str = "") -> Event:
-    return Event(rule.name, node.name, module_path(node), source_line(node), reason)
+def _missed(rule: Rule, miss: NearMiss) -> Event:
+    reason = f"{rule.name}: {miss.matched} of {miss.of} nodes matched, then {miss.reason}"
+    return Event(rule.name, miss.at.name, *origin(miss.node), reason, tuple(n.name for n in miss.fitted))
 
 
 def _guard(rule: Rule, variant: Variant, match: Match) -> str | None:
@@ -187,12 +199,21 @@ def _filled(value: Any, env: dict[Node, Any], scalars: dict[str, Any]) -> Any:
     return value
 
 
-def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, match: Match, *, falsify: bool) -> list[Node]:
-    """Put the replacement in place of a match. Returns the nodes that are gone."""
+class _Change(NamedTuple):
+    """Nodes that came, results first, nodes that went, and the work those were."""
+
+    new: list[Node]
+    gone: list[Node]
+    removed: Work
+
+
+def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, match: Match, *, falsify: bool) -> _Change:
+    """Put the replacement in place of a match."""
     old = match.outputs
     replacement = variant.replacement(_dtype(match))
     history = (*dict.fromkeys(r for g in match.nodes.values() for r in g.meta.get(RULES, ())), rule.name)
-    meta = {k: v for k, v in _richest(match).meta.items() if k not in ("val", RULES, REPLACES)}
+    done = tuple(dict.fromkeys(name for g in (*match.nodes.values(), *match.copies) for name in g.meta.get(FROM, (g.name,))))
+    meta = {k: v for k, v in _richest(match).meta.items() if k not in ("val", RULES, REPLACES, FROM)}
     env: dict[Node, Any] = dict(zip(replacement.leaves, (match.leaves[n] for n in replacement.leaves.values()), strict=True))
     known = _known_values(replacement, old)
     with gm.graph.inserting_before(match.before):
@@ -203,7 +224,7 @@ def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, ma
                 env[p].meta = {**meta, "val": known[p] if p in known else evaluated(env[p])}
         new = [env[o] for o in replacement.outputs]
         for n, o in zip(new, old, strict=True):
-            n.meta |= {RULES: history}
+            n.meta |= {RULES: history, FROM: done}
             if REPLACES in o.meta or RULES not in o.meta:
                 n.meta[REPLACES] = o.meta.get(REPLACES, o.name)
         new = [_falsify(gm.graph, n, match.before) for n in new] if falsify else new
@@ -215,7 +236,8 @@ def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, ma
             matcher.added(n, old[0])
         o.replace_all_uses_with(n)
         matcher.aliases.inherit(n, o)
-    return _erase(gm.graph, matcher, [*match.nodes.values(), *match.copies])
+    inner = [n for n in env.values() if isinstance(n, Node) and n not in new and n not in match.leaves.values()]
+    return _Change([*new, *inner], *_erase(gm.graph, matcher, [*match.nodes.values(), *match.copies]))
 
 
 def _known_values(replacement: Pattern, old: Sequence[Node]) -> dict[Node, Any]:
@@ -256,12 +278,13 @@ def _falsify(graph: Graph, node: Node, before: Node) -> Node:
     return wrong
 
 
-def _erase(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> list[Node]:
-    """Remove what nobody uses any more, last first."""
-    gone = []
+def _erase(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> tuple[list[Node], Work]:
+    """Remove what nobody uses any more, last first. Returns it, and the work it was."""
+    gone, removed = [], NOTHING
     for node in sorted(set(nodes), reverse=True):
         if not node.users:
+            removed += work([node])
             graph.erase_node(node)
             matcher.removed(node)
             gone.append(node)
-    return gone
+    return gone, removed

@@ -39,13 +39,21 @@ def label(node: Node) -> str:
 class NearMiss:
     """A site that began like the pattern: where, how far, and the first difference.
 
-    `whole` says that all operators fitted, and something around them forbids the rewrite.
+    Attributes:
+        node: where the attempt began.
+        matched: how many of the pattern's operators fitted, `of` how many.
+        reason: the first difference, in words.
+        at: the first node that differs.
+        fitted: the nodes that fitted.
+        whole: all operators fitted, and something around them forbids the rewrite.
     """
 
     node: Node
     matched: int
     of: int
     reason: str
+    at: Node
+    fitted: tuple[Node, ...] = ()
     whole: bool = False
 
     def is_nearer(self, other: NearMiss | None) -> bool:
@@ -75,11 +83,14 @@ class Unifier:
         self.region = numbers.region(node)
         self.best: NearMiss | None = None
 
-    def miss(self, bound: Bound, reason: str, *, whole: bool = False) -> None:
+    def miss(self, bound: Bound, reason: str, *, at: Any = None, whole: bool = False) -> None:
+        """Take down a failure. Where `at` is no node (a number, say), the operator that it belongs to differs."""
         matched = sum(p not in self.pattern.leaves for p in bound.nodes)
-        found = NearMiss(self.node, matched, len(self.pattern.operators), reason, whole)
-        if found.is_nearer(self.best):
-            self.best = found
+        if self.best is not None and (matched, whole) <= (self.best.matched, self.best.whole):
+            return
+        fitted = tuple(g for p, g in bound.nodes.items() if p not in self.pattern.leaves)
+        where = at if isinstance(at, Node) else fitted[-1] if fitted else self.node
+        self.best = NearMiss(self.node, matched, len(self.pattern.operators), reason, where, fitted, whole)
 
     def unify(self, p: Any, g: Any, bound: Bound) -> Iterator[Bound]:
         if isinstance(p, Wild):
@@ -97,7 +108,7 @@ class Unifier:
             if isinstance(known, SymInt) and isinstance(p, int) and same_size(known, p):
                 yield bound
             else:
-                self.miss(bound, f"expected the constant {p}, found a computed value ({g})")
+                self.miss(bound, f"expected the constant {p}, found a computed value ({g})", at=g)
         elif _equal(p, g):
             yield bound
         else:
@@ -105,7 +116,7 @@ class Unifier:
 
     def unify_scalar(self, p: Wild, g: Any, bound: Bound) -> Iterator[Bound]:
         if isinstance(g, Node) or is_symbol(g):
-            self.miss(bound, f"{p.name} is computed in the graph ({g}); a {p.kind} is needed")
+            self.miss(bound, f"{p.name} is computed in the graph ({g}); a {p.kind} is needed", at=g)
         elif not p.accepts(g):
             self.miss(bound, f"{p.name} is {g!r}; a {p.kind} is needed")
         elif p.name not in bound.scalars:
@@ -123,13 +134,13 @@ class Unifier:
             if self.numbers.same(bound.nodes[p], g):
                 yield bound
             else:
-                self.miss(bound, f"{name} is {bound.nodes[p]} in one place and {g} in another")
+                self.miss(bound, f"{name} is {bound.nodes[p]} in one place and {g} in another", at=g)
         else:
             dims, found = self.pattern.dims[name], val(g)
             if not dims.any_rank and found.ndim != len(dims.names):
-                self.miss(bound, f"{name} has {found.ndim} dims, {len(dims.names)} are expected")
+                self.miss(bound, f"{name} has {found.ndim} dims, {len(dims.names)} are expected", at=g)
             elif self.pattern.dtypes is not None and found.is_floating_point() and found.dtype not in self.pattern.dtypes:
-                self.miss(bound, f"{name} is {found.dtype}, the pattern needs another dtype")
+                self.miss(bound, f"{name} is {found.dtype}, the pattern needs another dtype", at=g)
             else:
                 yield bound.with_node(p, g)
 
@@ -138,11 +149,11 @@ class Unifier:
             if isinstance(g, Node) and self.numbers.same(bound.nodes[p], g):
                 yield bound if g is bound.nodes[p] else replace(bound, copies=(*bound.copies, g))
             else:
-                self.miss(bound, f"{label(p)} is needed twice as one value, found {bound.nodes[p]} and {g}")
+                self.miss(bound, f"{label(p)} is needed twice as one value, found {bound.nodes[p]} and {g}", at=g)
         elif not isinstance(g, Node) or g.op != "call_function" or g.target is not p.target:
-            self.miss(bound, f"expected {label(p)}, found {label(g) if isinstance(g, Node) else g}")
+            self.miss(bound, f"expected {label(p)}, found {label(g) if isinstance(g, Node) else g}", at=g)
         elif self.numbers.region(g) != self.region:
-            self.miss(bound, f"{label(g)} lies in another grad or autocast region")
+            self.miss(bound, f"{label(g)} lies in another grad or autocast region", at=g)
         else:
             yield from self.unify_arguments(p, g, bound.with_node(p, g))
 
