@@ -37,7 +37,7 @@ LAYERS = (
     ("pipeline",),
     ("report",),
     ("backend",),
-    ("explaining",),
+    ("doctoring", "explaining"),
     ("verifying",),
 )
 RANK = {part: i for i, layer in enumerate(LAYERS) for part in layer}

@@ -9,6 +9,7 @@ from functools import cache
 
 from hfgraph.errors import VersionTooOld, VersionUntested
 
+PYTHON = "3.11"  # the oldest that works
 # package: (oldest that works, first release after the newest that was tested)
 RANGES = {"torch": ("2.11", "2.14"), "transformers": ("5.24", "5.25"), "triton": ("3.6", "3.10")}
 
@@ -51,10 +52,11 @@ def check(installed: Callable[[str], str | None]) -> None:
 @cache
 def check_installed() -> None:
     """Check this environment, once per process."""
-    check(_installed)
+    check(installed)
 
 
-def _installed(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of a package by its metadata; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
