@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import linecache
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +35,8 @@ class Break:
     count: int = 1
 
 
+# What Dynamo writes before the reason itself.
+_PREAMBLE = ("Encountered graph break", "Failed to handle graph break gracefully", "Graph break encountered")
 # Reasons that Dynamo names by a bytecode where its statistics have words.
 _WORDS = {"generic_jump": "Data-dependent branching", "step_unsupported": "Unsupported Python"}
 
@@ -43,15 +48,18 @@ def break_of(gm: GraphModule) -> Break | None:
         return None
     found = parsed(str(cause.reason))
     stack = [f for f in cause.user_stack or () if f.lineno]
-    if not stack:
-        return found
-    frame = stack[-1]
-    return replace(found, source=f"{os.path.basename(frame.filename)}:{frame.lineno}", code=linecache.getline(frame.filename, frame.lineno).strip())
+    return placed(found, stack[-1].filename, stack[-1].lineno or 0) if stack else found
+
+
+def placed(found: Break, file: str, line: int) -> Break:
+    """A break with its place, and the text of the line."""
+    return replace(found, source=f"{os.path.basename(file)}:{line}", code=linecache.getline(file, line).strip())
 
 
 def parsed(text: str, count: int = 1) -> Break:
     """Dynamo's message: a line, then indented `Explanation:` and `Hint:` paragraphs."""
-    title = (text.strip().splitlines() or ["unknown"])[0].strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(_PREAMBLE)]
+    title = (lines or ["unknown"])[0]
     title = next((words for code, words in _WORDS.items() if title.startswith(code)), title)
     parts = re.split(r"\n\s*(Explanation|Hint|Developer debug context|For more details[^:]*):?", text)
     pairs = list(zip(parts[1::2], parts[2::2], strict=False))
@@ -64,16 +72,46 @@ def _line(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
 
 
-def gathered(counted: Mapping[str, int], seen: Iterable[Break]) -> list[Break]:
-    """Dynamo's statistics (message -> how often) and the breaks seen at the graphs' ends, as one list.
+@contextmanager
+def watched() -> Iterator[list[Break]]:
+    """Collect graph breaks as Dynamo logs them: only there is the place of each."""
+    found: list[Break] = []
+    logger = logging.getLogger(_LOGGER)
+    handler = _Listener(found)
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
-    The statistics have every break and no place; the graphs have the place of most.
+
+_LOGGER = "torch._dynamo.symbolic_convert.__graph_breaks"
+_LOGGED = re.compile(r"in user code at (.+):(\d+)\nGraph Break Reason: (.*?)(?:\n\nUser code traceback:|$)", re.DOTALL)
+
+
+class _Listener(logging.Handler):
+    def __init__(self, found: list[Break]) -> None:
+        super().__init__(logging.DEBUG)
+        self.found = found
+
+    def emit(self, record: logging.LogRecord) -> None:
+        hit = _LOGGED.search(record.getMessage())
+        if hit:
+            self.found.append(placed(parsed(hit[3]), hit[1], int(hit[2])))
+
+
+def gathered(seen: Iterable[Break], counted: Mapping[str, int]) -> list[Break]:
+    """Breaks as `watched`, each place once, as often as Dynamo's statistics (message -> how often) have their reason.
+
+    A break inside of a call is logged again by each caller's frame, and counted once.
     """
-    known = [parsed(text, count) for text, count in counted.items()]
-    placed = list(dict.fromkeys(seen))
-    out = []
-    for b in known:
-        mine = [p for p in placed if p.reason == b.reason]
-        placed = [p for p in placed if p not in mine]
-        out += [replace(p, explanation=b.explanation, hints=b.hints, count=max(b.count // len(mine), 1)) for p in mine] or [b]
-    return out + placed
+    places = list(dict.fromkeys(seen))
+    shared = Counter(b.reason for b in places)
+    known = {b.reason: b for b in (parsed(text, n) for text, n in counted.items())}
+    out = [replace(b, count=max(known[b.reason].count // shared[b.reason], 1) if b.reason in known else 1) for b in places]
+    return out + [b for reason, b in known.items() if reason not in shared]

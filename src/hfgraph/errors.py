@@ -183,3 +183,13 @@ class CompiledModuleBypassed(HfgraphWarning):
 
 class NotRewritten(HfgraphWarning):
     """hfgraph could not work on a graph and handed it to Inductor as it was."""
+
+
+# --- what is written ---------------------------------------------------------------------------------
+
+
+class CannotWrite(HfgraphError, OSError):
+    """A file that was asked for cannot be written."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"cannot write {path!r}: {why}. Give a file in a folder that exists, e.g. report.html.")

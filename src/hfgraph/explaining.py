@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from hfgraph.backend import check_inputs, rewrite
-from hfgraph.breaks import gathered
+from hfgraph.breaks import gathered, watched
 from hfgraph.errors import HfgraphError, NotAModel, NothingCompiled
 from hfgraph.options import Options
 from hfgraph.pipeline import Context
@@ -53,9 +53,9 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
         return counted
 
     before = Counter(counters["graph_break"])
-    with fresh_compilation():
+    with fresh_compilation(), watched() as breaks:
         torch.compile(model, backend=backend)(*args, **kwargs)
-    report.counted = gathered(Counter(counters["graph_break"]) - before, (g.ended for g in report.graphs if g.ended))
+    report.counted = gathered(breaks, Counter(counters["graph_break"]) - before)
     if not report.graphs:
         raise NothingCompiled("explain")
     return report

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 import hfgraph
 from hfgraph.graph.capture import Uncapturable, capture
+from hfgraph.graph.origin import INPUT, readable
 
 X = torch.linspace(-3, 3, 3 * 5 * 8).reshape(3, 5, 8).clone()  # a view would be guarded on its base
 W = torch.linspace(1, 2, 8)
@@ -345,7 +346,9 @@ def test_notes_on_placeholders_are_kept(dynamic: bool | None) -> None:
     olds, news = ([n for n in g.graph.nodes if n.op == "placeholder"] for g in (gm, out))
     assert len(olds) == len(news) >= 3
     for old, new in zip(olds, news, strict=True):
-        assert {k: v for k, v in new.meta.items() if k != "val"} == {k: v for k, v in old.meta.items() if k != "val"}
+        own = ("val", INPUT)
+        assert {k: v for k, v in new.meta.items() if k not in own} == {k: v for k, v in old.meta.items() if k not in own}
+        assert new.meta[INPUT] == readable(str(old.target))
         assert "val" in new.meta
         assert getattr(new, "_dynamo_source", None) is getattr(old, "_dynamo_source", None)
     assert any(hasattr(n, "_dynamo_source") for n in news)

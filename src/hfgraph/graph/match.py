@@ -68,9 +68,17 @@ class Matcher:
 
     def anchor(self, pattern: Pattern) -> Node | None:
         """The pattern's node with the fewest candidates; None where some operator does not occur at all."""
-        counts = {p: len(self.index.get(p.target, ())) for p in pattern.operators}
-        rarest = min(counts, key=lambda p: counts[p])
-        return rarest if counts[rarest] else None
+        if not all(self.index.get(p.target) for p in pattern.operators):
+            return None
+        return self.anchors(pattern)[0]
+
+    def anchors(self, pattern: Pattern) -> list[Node]:
+        """One node of the pattern for each operator that occurs in the graph, the rarest first."""
+        first: dict[Any, Node] = {}
+        for p in pattern.operators:
+            if self.index.get(p.target):
+                first.setdefault(p.target, p)
+        return sorted(first.values(), key=lambda p: len(self.index[p.target]))
 
     def added(self, node: Node, like: Node) -> None:
         """Take a new node into account; it stands where `like` stood."""

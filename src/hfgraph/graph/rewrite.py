@@ -15,12 +15,13 @@ from torch.fx import Graph, GraphModule, Node
 from hfgraph.errors import IllegalGraph
 from hfgraph.graph.cost import NOTHING, Work, work
 from hfgraph.graph.match import Match, Matcher
+from hfgraph.graph.near import near_misses
 from hfgraph.graph.origin import origin
 from hfgraph.graph.pattern import Pattern, Wild
 from hfgraph.graph.rule import Rule
 from hfgraph.graph.unify import NearMiss
 from hfgraph.graph.values import drop_dead, evaluated, is_symbol, same_layout, val
-from hfgraph.graph.variants import Variant, grows, may_occur, size, variants
+from hfgraph.graph.variants import Variant, may_occur, size, variants
 
 # Meta keys of a rewritten node: the rules that made it, the node of the canonical graph whose value it computes, and all nodes
 # of the canonical graph whose work it does.
@@ -72,12 +73,12 @@ def apply_rules(gm: GraphModule, rules: Sequence[Rule], *, sabotage: str | None 
     matcher = Matcher(gm.graph)
     outcome = Outcome()
     for _ in range(_MAX_ROUNDS):
-        outcome.missed.clear()
         fired = [n for r in rules for n in _apply(gm, matcher, r, dtypes, outcome, sabotage)]
         if not fired:
             break
     else:
         raise IllegalGraph("rewrite", f"rules still fire after {_MAX_ROUNDS} rounds: {', '.join(sorted({r.name for r in rules}))}")
+    outcome.missed = [_missed(r, m) for r, m in near_misses(matcher, rules, dtypes, _guard)]
     if outcome.applied:
         drop_dead(gm.graph)
     return outcome
@@ -93,7 +94,6 @@ def _apply(
     gm: GraphModule, matcher: Matcher, rule: Rule, dtypes: tuple[torch.dtype, ...], outcome: Outcome, sabotage: str | None
 ) -> list[Node]:
     fired: list[Node] = []
-    misses: dict[Node, NearMiss] = {}
     if not may_occur(rule, dtypes[0], matcher):
         return fired
     for variant in variants(rule, dtypes):
@@ -105,20 +105,10 @@ def _apply(
                 continue
             found = matcher.attempt(variant.pattern, anchor, node, partial(_guard, rule, variant))
             if isinstance(found, Match):
-                misses.pop(node, None)
                 done = _replace(gm, matcher, rule, variant, found, falsify=rule.name == sabotage)
                 outcome.applied.append(Event(rule.name, done.new[0].name, *origin(done.new[0]), removed=done.removed, added=work(done.new)))
                 fired.extend(done.gone)
-            elif found is not None and found.is_nearer(misses.get(node)):
-                misses[node] = found
-    if misses and not grows(rule, dtypes[0]):
-        outcome.missed.extend(_missed(rule, m) for m in misses.values() if _is_near(m))
     return fired
-
-
-def _is_near(miss: NearMiss) -> bool:
-    """More than the anchor, and at least half of the pattern, fitted."""
-    return miss.matched >= min(2, miss.of) and 2 * miss.matched >= miss.of
 
 
 def _missed(rule: Rule, miss: NearMiss) -> Event:
@@ -221,10 +211,9 @@ def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, ma
             args, kwargs = _filled((p.args, p.kwargs), env, match.scalars)
             env[p] = _instantiate(gm.graph, p, args, kwargs)
             if isinstance(env[p], Node):
-                env[p].meta = {**meta, "val": known[p] if p in known else evaluated(env[p])}
+                env[p].meta = {**meta, "val": known[p] if p in known else evaluated(env[p]), RULES: history, FROM: done}
         new = [env[o] for o in replacement.outputs]
         for n, o in zip(new, old, strict=True):
-            n.meta |= {RULES: history, FROM: done}
             if REPLACES in o.meta or RULES not in o.meta:
                 n.meta[REPLACES] = o.meta.get(REPLACES, o.name)
         new = [_falsify(gm.graph, n, match.before) for n in new] if falsify else new

@@ -56,9 +56,6 @@ class NearMiss:
     fitted: tuple[Node, ...] = ()
     whole: bool = False
 
-    def is_nearer(self, other: NearMiss | None) -> bool:
-        return other is None or (self.matched, self.whole) > (other.matched, other.whole)
-
 
 @dataclass(frozen=True, eq=False)
 class Bound:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -74,8 +74,12 @@ def size(rule: Rule, dtype: torch.dtype) -> int:
 
 def may_occur(rule: Rule, dtype: torch.dtype, matcher: Matcher) -> bool:
     """Whether the graph has all operators of a pattern but casts: only then is it worth tracing for every dtype."""
-    patterns = (_traced(rule, rule.pattern, dtype, absent) for absent in _absences(rule))
-    return any(all(matcher.index.get(p.target) for p in pattern.operators if p.target not in CHEAP) for pattern in patterns)
+    return any(all(matcher.index.get(p.target) for p in pattern.operators if p.target not in CHEAP) for pattern in patterns(rule, dtype))
+
+
+def patterns(rule: Rule, dtype: torch.dtype) -> Iterator[Pattern]:
+    """A rule's patterns over one dtype, with and without its optional tensors."""
+    return (_traced(rule, rule.pattern, dtype, absent) for absent in _absences(rule))
 
 
 def grows(rule: Rule, dtype: torch.dtype) -> bool:

@@ -29,7 +29,7 @@ def _cost(
     normed = round_dtype or scale_dtype or compute_dtype or x.dtype
     written = out_dtype or (normed if weight is None else torch.promote_types(normed, weight_dtype or weight.dtype))
     read = x.numel() * x.element_size() + (0 if weight is None else weight.numel() * weight.element_size())
-    return Cost(flops=(4 if weight is None else 5) * x.numel(), bytes=read + x.numel() * written.itemsize)
+    return Cost(flops=(3 if weight is None else 4) * x.numel(), bytes=read + x.numel() * written.itemsize)
 
 
 @op(
