@@ -30,10 +30,11 @@ def source(name: str) -> str:
 # From the bottom up: each imports those below it, and graph, kernels and rewrites also themselves. What is not listed stands on top.
 LAYERS = (
     ("errors",),
+    ("files",),
     ("graph",),
     ("kernels",),
     ("rewrites",),
-    ("bypass", "lower", "models", "options", "tables", "versions"),
+    ("breaks", "bypass", "lower", "models", "options", "page", "tables", "versions"),
     ("pipeline",),
     ("report",),
     ("backend",),

@@ -52,6 +52,9 @@ MESSAGES: dict[HfgraphError, str] = {
         "cannot make inputs for 'vit': the model reads pixel_values, and the command line makes tokens only. "
         "Change --prompt, --length or --batch, or give inputs of your own in Python: hfgraph.verify(model, **inputs)."
     ),
+    errors.CannotWrite("out/report.html", "the folder '/x/out' does not exist"): (
+        "cannot write 'out/report.html': the folder '/x/out' does not exist. Give a file in a folder that exists, e.g. report.html."
+    ),
     errors.VersionTooOld("torch", "2.9.1", "2.11"): "hfgraph needs torch >= 2.11, found torch 2.9.1. Upgrade it: pip install 'torch>=2.11'.",
 }
 
@@ -88,7 +91,7 @@ def test_no_suggestion_where_nothing_is_near() -> None:
 
 def test_an_error_is_also_the_builtin_one_that_people_catch() -> None:
     for error in MESSAGES:
-        assert isinstance(error, ValueError | TypeError | RuntimeError | ImportError), type(error).__name__
+        assert isinstance(error, ValueError | TypeError | RuntimeError | ImportError | OSError), type(error).__name__
 
 
 def test_warnings_can_be_silenced_together() -> None:

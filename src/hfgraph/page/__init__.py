@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfgraph.errors import CannotWrite
+from hfgraph.files import check_writable
 from hfgraph.page.data import page_data
 
 if TYPE_CHECKING:
@@ -24,25 +24,10 @@ def write(report: Report, path: str | os.PathLike[str]) -> None:
     """Write a report's page.
 
     Raises:
-        CannotWrite: the folder does not exist, or may not be written to.
+        CannotWrite: it is a folder, its folder does not exist, or it may not be written to.
     """
     check_writable(path)
     Path(path).write_text(render(report), encoding="utf-8")
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that cannot be written, before any work.
-
-    Raises:
-        CannotWrite.
-    """
-    file = Path(path)
-    if file.is_dir():
-        raise CannotWrite(str(path), "it is a folder")
-    if not file.absolute().parent.is_dir():
-        raise CannotWrite(str(path), "its folder does not exist")
-    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise CannotWrite(str(path), "it may not be written to")
 
 
 def render(report: Report) -> str:

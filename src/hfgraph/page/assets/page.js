@@ -28,7 +28,7 @@ function firstRow(graph) {
 
 function chooseGraph(i, path = null) {
   const graph = DATA.graphs[i];
-  Object.assign(state, { graph: i, open: new Set(rowsOf(graph.tree).filter((r) => r.paths.length === 1 && depth(r) < 3 && r.children.length).map((r) => r.path)) });
+  Object.assign(state, { graph: i, open: new Set(rowsOf(graph.tree).filter((r) => r.paths.length === 1 && depth(r) < 2 && r.children.length).map((r) => r.path)) });
   const row = rowsOf(graph.tree).find((r) => r.path === path) || firstRow(graph);
   state.open.add(row.path);
   replace(document.getElementById("graphs"), DATA.graphs.length > 1 ? DATA.graphs.map((g, j) => el("button", { "aria-current": String(j === i), onclick: () => chooseGraph(j) }, `graph ${j}`, el("span", { class: "soft" }, ` ${plural(g.dynamo_nodes, "node")}${g.ended ? ", break" : ""}`))) : null);

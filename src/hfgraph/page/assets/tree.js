@@ -51,8 +51,9 @@ function drawTree(state) {
 function rowElement(row, depth, open, state, query) {
   const choose = () => select(row);
   const toggle = (event) => { event.stopPropagation(); state.open.has(row.path) ? state.open.delete(row.path) : state.open.add(row.path); drawTree(state); };
-  const tags = Object.entries(row.total.rules).map(([rule, n]) => el("span", { class: "tag done" }, n > 1 ? `${rule} ×${n}` : rule));
-  if (row.total.near) tags.push(el("span", { class: "tag near" }, row.total.near > 1 ? `nearly ×${row.total.near}` : "nearly"));
+  const own = row.sites.filter((s) => s.status !== "near miss");
+  const done = own.length ? own[own.length - 1].rule : row.total.done ? `${row.total.done} rewritten` : "";
+  const tags = [done && el("span", { class: "tag done" }, done), row.total.near ? el("span", { class: "tag near" }, row.total.near > 1 ? `${row.total.near} nearly` : "nearly") : null];
   const fold = row.children.length
     ? el("button", { class: "fold", "aria-label": open ? "fold" : "unfold", "aria-expanded": String(open), onclick: toggle }, open ? "▾" : "▸")
     : el("span", { class: "fold" });

@@ -36,17 +36,10 @@ const seconds = (s) => (s >= 1 ? `${s.toFixed(1)} s` : `${(1000 * s).toFixed(s <
 function prepare(row, parent = null) {
   row.parent = parent;
   row.children.forEach((child) => prepare(child, row));
-  const sum = { rules: {}, done: 0, near: 0, before: row.before, after: row.after };
-  for (const site of row.sites) {
-    const key = site.status === "near miss" ? null : site.rule;
-    if (key) { sum.rules[key] = (sum.rules[key] || 0) + 1; sum.done++; } else sum.near++;
-  }
-  for (const child of row.children) {
-    for (const [rule, n] of Object.entries(child.total.rules)) sum.rules[rule] = (sum.rules[rule] || 0) + n;
-    for (const key of ["done", "near", "before", "after"]) sum[key] += child.total[key];
-  }
-  for (const key of Object.keys(sum.rules)) sum.rules[key] *= row.paths.length;
-  for (const key of ["done", "near", "before", "after"]) sum[key] *= row.paths.length;
+  const count = (status) => row.sites.filter((s) => s.status === status).length;
+  // What is recognised and then fused is one place.
+  const sum = { done: Math.max(count("recognised"), count("fused")), near: count("near miss"), before: row.before, after: row.after };
+  for (const key of Object.keys(sum)) sum[key] = row.paths.length * row.children.reduce((n, child) => n + child.total[key], sum[key]);
   row.total = sum;
 }
 
