@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import hfgraph
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hfgraph.doctoring import Checkup
+    from hfgraph.doctoring.check import Check
 
 _TEXT = """\
 Say in one screen which versions, devices and compiler are here, what hfgraph will use on them, and what is missing.
@@ -43,18 +45,17 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def plain(found: Checkup) -> str:
-    """The screen as text, in columns."""
-    name_width = max(len(c.name) for checks in found.sections.values() for c in checks)
-    indent = len("missing") + name_width + 4
+    """The screen as text, in columns. A section is named beside its first line, so that all of it fits 24 lines."""
+    checks = [c for section in found.sections.values() for c in section]
+    widths = max(map(len, found.sections), default=0), max((len(c.status) for c in checks), default=0), max((len(c.name) for c in checks), default=0)
+    indent = sum(widths) + 6
     lines = [f"hfgraph {hfgraph.__version__}"]
-    for title, checks in found.sections.items():
-        lines += ["", title]
-        for c in checks:
-            text = textwrap.wrap(c.found, _WIDTH - indent, break_long_words=False, break_on_hyphens=False) or [""]
-            text += textwrap.wrap(f"-> {c.advice}", _WIDTH - indent, break_long_words=False, break_on_hyphens=False) if c.advice else []
-            lines.append(f"{c.status:7}  {c.name:{name_width}}  {text[0]}")
-            lines += [" " * indent + rest for rest in text[1:]]
-    return "\n".join([*lines, "", verdict(found)])
+    for title, c in _rows(found):
+        text = _wrapped(c.found, indent) or [""]
+        text += _wrapped(f"-> {c.advice}", indent) if c.advice else []
+        lines.append(f"{title:{widths[0]}}  {c.status:{widths[1]}}  {c.name:{widths[2]}}  {text[0]}".rstrip())
+        lines += [" " * indent + rest for rest in text[1:]]
+    return "\n".join([*lines, verdict(found)])
 
 
 def panel(found: Checkup) -> list[RenderableType]:
@@ -64,26 +65,30 @@ def panel(found: Checkup) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for _ in range(3):
+        table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for i, (title, checks) in enumerate(found.sections.items()):
-        if i:
-            table.add_row()
-        table.add_row("", Text(title, "dim"))
-        for c in checks:
-            text = Text(c.found)
-            if c.advice:
-                text.append(f"\n{c.advice}", "bold" if c.status == "missing" else "dim")
-            table.add_row(Text(c.status, _STYLE[c.status]), Text(c.name, "bold"), text)
+    for title, c in _rows(found):
+        text = Text(c.found)
+        if c.advice:
+            text.append(f"\n{c.advice}", "bold" if c.status == "missing" else "dim")
+        table.add_row(Text(title, "dim"), Text(c.status, _STYLE[c.status]), Text(c.name, "bold"), text)
     style = "green" if found.ok else "red"
     title = Text(f"hfgraph {hfgraph.__version__}", "bold")
-    return [
-        Panel(
-            table, title=title, title_align="left", subtitle=Text(verdict(found), f"bold {style}"), subtitle_align="left", border_style=style, box=box.ROUNDED
-        )
-    ]
+    below = Text(verdict(found), f"bold {style}")
+    return [Panel(table, title=title, title_align="left", subtitle=below, subtitle_align="left", border_style=style, box=box.ROUNDED)]
+
+
+def _rows(found: Checkup) -> Iterator[tuple[str, Check]]:
+    """Every line, the first of a section with its title."""
+    for title, checks in found.sections.items():
+        for i, c in enumerate(checks):
+            yield title if i == 0 else "", c
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(text, _WIDTH - indent, break_long_words=False, break_on_hyphens=False)
 
 
 def verdict(found: Checkup) -> str:

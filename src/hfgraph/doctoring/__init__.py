@@ -51,6 +51,7 @@ class Checkup:
 
 def examine(say: Callable[[str], object] = lambda text: None, sections: Mapping[str, tuple[Examination, ...]] = SECTIONS) -> Checkup:
     """Run every check. `say` is told what is looked at."""
+    say("starting torch")
     has_torch = _imports("torch")
     found: dict[str, tuple[Check, ...]] = {}
     for title, checks in sections.items():

@@ -98,7 +98,7 @@ def test_program() -> Iterator[Check]:
         if function(_N) != sum(range(_N)):
             yield Check("test program", MISSING, "compiled, but it computes a wrong sum", "Name another compiler in the variable CXX.")
         else:
-            yield Check("test program", OK, f"compiled in {seconds:.1f} s with Inductor's flags, and loaded: Python.h, OpenMP, C++20")
+            yield Check("test program", OK, f"built as by Inductor in {seconds:.1f} s, and loaded: Python.h, OpenMP, C++20")
 
 
 def _explained(output: str) -> Check:

@@ -84,7 +84,7 @@ def backend() -> Iterator[Check]:
     elif len(values) > 1:
         yield Check("backend", NOTE, f'several installations call themselves "hfgraph": {", ".join(values)}', "Uninstall all but one.")
     else:
-        yield Check("backend", OK, f'backend="hfgraph" is known to torch, and is {values[0]} of hfgraph {versions.installed("hfgraph")}')
+        yield Check("backend", OK, f'torch knows "hfgraph" as {values[0]}')
 
 
 def _package(name: str, more: Any = lambda module: "") -> Check:
@@ -107,7 +107,7 @@ def _package(name: str, more: Any = lambda module: "") -> Check:
             versions.check({name: found}.get)
     except VersionTooOld:
         return Check(name, MISSING, found, f"hfgraph needs {name} {oldest} or newer: pip install {needed}")
-    told = f"{found}{more(module)} (needed: {oldest} or newer; tested: before {newest})"
+    told = f"{found}{more(module)} (from {oldest}, tested before {newest})"
     if caught:
         return Check(name, NOTE, told, f"It may work. If results look odd, run hfgraph verify, or: pip install {needed}")
     return Check(name, OK, told)
