@@ -12,6 +12,7 @@ from hfgraph.errors import HfgraphError, InvalidRule
 from hfgraph.graph.inputs import Dtype, Inputs, Scalar
 from hfgraph.graph.pattern import Pattern, trace
 from hfgraph.graph.rule import Rule
+from hfgraph.graph.values import val
 
 
 def traced(pattern: Callable[..., Any], inputs: Inputs, *, replacement: bool = False, dtype: torch.dtype = torch.float32) -> Pattern:
@@ -205,6 +206,18 @@ def test_a_fixed_size_does_not_spoil_the_next_rule() -> None:
     refused(fixing, X)
     assert str([(n.target, n.args) for n in traced(sound, X).nodes]) == first
     assert traced(sound, X).sizes
+
+
+def test_a_fixed_size_does_not_spoil_the_rules_before_it() -> None:
+    def fixing(x):
+        return x.cos() * int(x.shape[-1])
+
+    rule = Rule(lambda x: x.cos() * x.shape[-1], lambda x: x.cos() * x.shape[-1], X, name="earlier")
+    pattern = trace(rule, rule.pattern, torch.float32, whole=True)
+    before = [str(s) for n in pattern.nodes for s in getattr(val(n), "shape", ())]
+    assert any(not s.isdigit() for s in before)
+    refused(fixing, X)
+    assert [str(s) for n in pattern.nodes for s in getattr(val(n), "shape", ())] == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -22,13 +22,14 @@ def near_misses(matcher: Matcher, rules: Sequence[Rule], dtypes: tuple[torch.dty
     """The nearest miss of each place, over all rules. A rule that adds a step to an op has missed nothing."""
     found = [(r, m) for r in rules if not grows(r, dtypes[0]) and _worth_trying(r, dtypes[0], matcher) for m in _misses(r, matcher, dtypes, guard)]
     # The sort is stable: of equally near ones, the larger pattern's.
-    found.sort(key=lambda rm: (-rm[1].matched / rm[1].of, -rm[1].matched, not rm[1].whole))
+    found.sort(key=lambda rm: (-rm[1].reached / rm[1].of, -rm[1].reached, not rm[1].whole))
     kept: list[tuple[Rule, NearMiss]] = []
     seen: set[object] = set()
     for rule, miss in found:
-        if seen.isdisjoint(miss.fitted):
+        place = {*miss.fitted, miss.at}
+        if seen.isdisjoint(place):
             kept.append((rule, miss))
-            seen.update(miss.fitted)
+            seen |= place
     return sorted(kept, key=lambda rm: rm[1].node)
 
 
@@ -61,4 +62,4 @@ def _anchors(pattern: Pattern, matcher: Matcher) -> list[Node]:
 
 def _is_near(miss: NearMiss) -> bool:
     """At least half of the pattern fitted, and more than one operator."""
-    return miss.matched >= min(2, miss.of) and 2 * miss.matched >= miss.of
+    return miss.reached >= min(2, miss.of) and 2 * miss.reached >= miss.of

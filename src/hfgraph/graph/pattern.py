@@ -96,10 +96,8 @@ def trace(rule: Rule, function: Callable[..., Any], dtype: torch.dtype, *, absen
     except Exception as e:
         found = f"{function.__name__} cannot be traced ({type(e).__name__}: {e})"
         raise InvalidRule(rule.name, found, f"Make it a plain function of {', '.join(rule.inputs)}") from e
-    if _fakes().shape_env.replacements:  # type: ignore[union-attr]
-        fixed = ", ".join(f"{a} = {b}" for a, b in _fakes().shape_env.replacements.items())  # type: ignore[union-attr]
-        _fakes.cache_clear()
-        _fake.cache_clear()
+    fixed = _fixed_sizes()
+    if fixed:
         advice = "Use sizes as they are, and put the dtype that arithmetic is done in first among the dtypes"
         raise InvalidRule(rule.name, f"tracing {function.__name__} fixed a size ({fixed})", advice)
     tidy(gm)
@@ -111,6 +109,19 @@ def trace(rule: Rule, function: Callable[..., Any], dtype: torch.dtype, *, absen
 def _fakes() -> FakeTensorMode:
     """One mode for all patterns: operators that patterns share are evaluated once."""
     return FakeTensorMode(shape_env=ShapeEnv(duck_shape=True))
+
+
+def _fixed_sizes() -> str:
+    """The sizes that a trace fixed, in words. They are undone: patterns traced before it have the same symbols."""
+    env: Any = _fakes().shape_env
+    fixed = ", ".join(f"{a} = {b}" for a, b in env.replacements.items())
+    if fixed:
+        env.replacements.clear()
+        env._replacements_version_counter += 1
+        env._update_version_counter()
+        _fakes.cache_clear()
+        _fake.cache_clear()
+    return fixed
 
 
 # "..." is traced as this many dims.

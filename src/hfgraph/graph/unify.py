@@ -45,6 +45,7 @@ class NearMiss:
         reason: the first difference, in words.
         at: the first node that differs.
         fitted: the nodes that fitted.
+        reached: how far the attempt came: those that fitted, and the one that differs in its own arguments.
         whole: all operators fitted, and something around them forbids the rewrite.
     """
 
@@ -53,8 +54,9 @@ class NearMiss:
     of: int
     reason: str
     at: Node
-    fitted: tuple[Node, ...] = ()
-    whole: bool = False
+    fitted: tuple[Node, ...]
+    reached: int
+    whole: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,17 +83,18 @@ class Unifier:
         self.best: NearMiss | None = None
 
     def miss(self, bound: Bound, reason: str, *, at: Any = None, whole: bool = False) -> None:
-        """Take down a failure. Where `at` is no node (a number, say), the operator that it belongs to differs."""
-        matched = sum(p not in self.pattern.leaves for p in bound.nodes)
-        if self.best is not None and (matched, whole) <= (self.best.matched, self.best.whole):
+        """Take down a failure. `at` differs, and does not count as matched; a match that is `whole` has all its nodes."""
+        reached = sum(p not in self.pattern.leaves for p in bound.nodes)
+        if self.best is not None and (reached, whole) <= (self.best.reached, self.best.whole):
             return
-        fitted = tuple(g for p, g in bound.nodes.items() if p not in self.pattern.leaves)
+        fitted = tuple(g for p, g in bound.nodes.items() if p not in self.pattern.leaves and (whole or g is not at))
         where = at if isinstance(at, Node) else fitted[-1] if fitted else self.node
-        self.best = NearMiss(self.node, matched, len(self.pattern.operators), reason, where, fitted, whole)
+        self.best = NearMiss(self.node, len(fitted), len(self.pattern.operators), reason, where, fitted, reached, whole)
 
-    def unify(self, p: Any, g: Any, bound: Bound) -> Iterator[Bound]:
+    def unify(self, p: Any, g: Any, bound: Bound, owner: Node | None = None) -> Iterator[Bound]:
+        """The ways to bind `p` to `g`; `owner` is the graph node that `g` is an argument of."""
         if isinstance(p, Wild):
-            yield from self.unify_scalar(p, g, bound)
+            yield from self.unify_scalar(p, g, bound, owner)
         elif isinstance(p, Node) and p in self.pattern.leaves:
             yield from self.unify_leaf(p, g, bound)
         elif isinstance(p, Node) and is_symbol(val(p)):
@@ -99,29 +102,29 @@ class Unifier:
         elif isinstance(p, Node):
             yield from self.unify_node(p, g, bound)
         elif isinstance(p, list | tuple):
-            yield from self.unify_list(p, g, bound)
+            yield from self.unify_list(p, g, bound, owner)
         elif isinstance(g, Node) or is_symbol(g):
             known = val(g) if isinstance(g, Node) else g
             if isinstance(known, SymInt) and isinstance(p, int) and same_size(known, p):
                 yield bound
             else:
-                self.miss(bound, f"expected the constant {p}, found a computed value ({g})", at=g)
+                self.miss(bound, f"expected the constant {p}, found a computed value ({g})", at=owner)
         elif _equal(p, g):
             yield bound
         else:
-            self.miss(bound, f"expected {p}, found {g}")
+            self.miss(bound, f"expected {p}, found {g}", at=owner)
 
-    def unify_scalar(self, p: Wild, g: Any, bound: Bound) -> Iterator[Bound]:
+    def unify_scalar(self, p: Wild, g: Any, bound: Bound, owner: Node | None) -> Iterator[Bound]:
         if isinstance(g, Node) or is_symbol(g):
-            self.miss(bound, f"{p.name} is computed in the graph ({g}); a {p.kind} is needed", at=g)
+            self.miss(bound, f"{p.name} is computed in the graph ({g}); a {p.kind} is needed", at=owner)
         elif not p.accepts(g):
-            self.miss(bound, f"{p.name} is {g!r}; a {p.kind} is needed")
+            self.miss(bound, f"{p.name} is {g!r}; a {p.kind} is needed", at=owner)
         elif p.name not in bound.scalars:
             yield replace(bound, scalars={**bound.scalars, p.name: g})
         elif _equal(bound.scalars[p.name], g):
             yield bound
         else:
-            self.miss(bound, f"{p.name} is {bound.scalars[p.name]} in one place and {g} in another")
+            self.miss(bound, f"{p.name} is {bound.scalars[p.name]} in one place and {g} in another", at=owner)
 
     def unify_leaf(self, p: Node, g: Any, bound: Bound) -> Iterator[Bound]:
         name = self.pattern.leaves[p]
@@ -156,26 +159,26 @@ class Unifier:
 
     def unify_arguments(self, p: Node, g: Node, bound: Bound) -> Iterator[Bound]:
         if not isinstance(p.target, OpOverload):
-            yield from self.unify_list(p.args, g.args, bound)
+            yield from self.unify_list(p.args, g.args, bound, g)
             return
         wanted, given = arguments(p), arguments(g)
         if p.target in _BY_RESULT:
             bound = replace(bound, sizes=(*bound.sizes, (val(p).shape, val(g).shape)))
-            yield from self.unify(wanted["self"], given["self"], bound)
+            yield from self.unify(wanted["self"], given["self"], bound, g)
             return
-        yield from self.unify_list(list(wanted.values()), list(given.values()), bound)
+        yield from self.unify_list(list(wanted.values()), list(given.values()), bound, g)
         if p.target in COMMUTATIVE:
             given["self"], given["other"] = given["other"], given["self"]
-            yield from self.unify_list(list(wanted.values()), list(given.values()), bound)
+            yield from self.unify_list(list(wanted.values()), list(given.values()), bound, g)
 
-    def unify_list(self, p: Any, g: Any, bound: Bound) -> Iterator[Bound]:
+    def unify_list(self, p: Any, g: Any, bound: Bound, owner: Node | None) -> Iterator[Bound]:
         if not isinstance(g, list | tuple) or len(p) != len(g):
-            self.miss(bound, f"expected {len(p)} values, found {g}")
+            self.miss(bound, f"expected {len(p)} values, found {g}", at=owner)
         elif not p:
             yield bound
         else:
-            for first in self.unify(p[0], g[0], bound):
-                yield from self.unify_list(p[1:], g[1:], first)
+            for first in self.unify(p[0], g[0], bound, owner):
+                yield from self.unify_list(p[1:], g[1:], first, owner)
 
 
 def _equal(a: Any, b: Any) -> bool:
