@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from page_cases import ODD, CubicNorm, explained, llama
+from page_cases import ODD, QuarticNorm, explained, llama
 from torch import Tensor
 
 import hfgraph
@@ -22,7 +22,7 @@ def odd() -> Report:
     """Eight layers, two of them with a norm that nearly is one."""
     model = llama(8)
     for i in ODD:
-        model.model.layers[i].input_layernorm = CubicNorm(32)
+        model.model.layers[i].input_layernorm = QuarticNorm(32)
     return explained(model)
 
 

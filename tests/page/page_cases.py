@@ -16,15 +16,15 @@ IDS = torch.arange(14).reshape(2, 7)
 ODD = (3, 5)  # layers whose input norm no rule knows
 
 
-class CubicNorm(nn.Module):
-    """Looks like an RMSNorm, and takes the third power."""
+class QuarticNorm(nn.Module):
+    """Looks like an RMSNorm, and takes the fourth power."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * (x * torch.rsqrt(x.pow(3).abs().mean(-1, keepdim=True) + 1e-6))
+        return self.weight * (x * torch.rsqrt(x.pow(4).mean(-1, keepdim=True) + 1e-6))
 
 
 def llama(layers: int) -> Any:

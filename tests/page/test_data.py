@@ -67,7 +67,7 @@ def test_a_near_miss_names_a_node_that_the_page_has(odd: Report) -> None:
     missed = [s for row in rows(graph["tree"]) for s in row["sites"] if s["status"] == "near miss"]
     assert len(missed) == 1  # two layers, folded
     assert missed[0]["node"] in known and set(missed[0]["nodes"]) <= known
-    assert "x.pow(3)" in missed[0]["code"] and missed[0]["source"].startswith("page_cases.py:")
+    assert "x.pow(4)" in missed[0]["code"] and missed[0]["source"].startswith("page_cases.py:")
 
 
 def test_what_a_node_reads_is_there_to_be_drawn(odd: Report) -> None:
