@@ -17,8 +17,8 @@ class Options:
     Attributes:
         inductor: compile the rewritten graph with Inductor. False runs it as it is: fast to build, for tests.
         disable: names of rules that are not applied.
-        kernels: op -> implementation to use for it ("reference": none), instead of the automatic choice. A request
-            that cannot be met is an error.
+        kernels: for an op, by name, the implementation to use in place of the automatic choice: "triton", or
+            "reference" for none. One that cannot run is an error.
         inductor_config: settings of ``torch._inductor.config`` for this compilation.
         strict: raise where hfgraph would hand a graph to Inductor unrewritten because of an error of its own.
     """
