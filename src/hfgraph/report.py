@@ -194,6 +194,12 @@ class Report:
 
         write(self, path)
 
+    def _repr_html_(self) -> str:
+        """In a notebook, the page."""
+        from hfgraph.page import framed
+
+        return framed(self)
+
     def __str__(self) -> str:
         from hfgraph.tables import report_text
 

@@ -19,7 +19,7 @@ _WIDTH = 120
 
 def render(parts: Iterable[RenderableType]) -> str:
     """Plain text of rich renderables, without colour codes."""
-    console = Console(file=io.StringIO(), width=_WIDTH, force_terminal=False, color_system=None)
+    console = Console(file=io.StringIO(), width=_WIDTH, force_terminal=False, force_jupyter=False, color_system=None)
     for part in parts:
         console.print(part)
     file: Any = console.file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,10 @@ def test_to_html_writes_the_page(plain: Report, tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written_is_an_error(plain: Report, tmp_path: Path, where: str) -> None:
     with pytest.raises(CannotWrite, match="cannot write"):
         plain.to_html(tmp_path / where)
+
+
+def test_a_notebook_shows_the_page(plain: Report) -> None:
+    """As one attribute of a frame: nothing of the page may end it."""
+    shown = plain._repr_html_()
+    assert shown.startswith('<iframe srcdoc="') and shown.endswith("></iframe>")
+    assert shown.count('"') == 8 and html.unescape(shown.split('"')[1]) == page.render(plain)

@@ -43,5 +43,10 @@ def render(report: Report) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], _asset("page.html"))
 
 
+def framed(report: Report) -> str:
+    """A report's page inside of another page, a notebook for instance; styles and scripts of the two do not mix."""
+    return f'<iframe srcdoc="{html.escape(render(report))}" width="100%" height="760" style="border:0"></iframe>'
+
+
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
