@@ -64,7 +64,7 @@ def test_help_is_light() -> None:
     assert min(once() for _ in range(5)) < 0.3
 
 
-@pytest.mark.parametrize("command", ["explain", "verify"])
+@pytest.mark.parametrize("command", ["bench", "explain", "verify"])
 def test_help_ends_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
@@ -103,6 +103,33 @@ def test_explain_as_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr()
     assert "input_layernorm" in printed.out
     assert printed.err == ""
+
+
+def test_explain_as_a_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "report.html"
+    assert cli.main(["explain", str(folder / "llama"), "--html", str(page)]) == 0
+    assert f"The page is in {page}" in capsys.readouterr().out
+    assert "LlamaForCausalLM" in page.read_text(encoding="utf-8")
+    assert cli.main(["explain", str(folder / "llama"), "--html", str(page), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]  # and nothing else
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("a model was loaded"))
+    assert cli.main(["explain", "any", "--html", str(tmp_path / "none" / "report.html")]) == 2
+    assert "the folder" in capsys.readouterr().err
+
+
+def test_explain_says_what_each_rule_and_pass_did(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", str(folder / "llama"), "--json"]) == 0
+    graph = json.loads(capsys.readouterr().out)["graphs"][0]
+    rules = {r["rule"]: r for r in graph["rules"]}
+    assert rules["rms_norm"]["matches"] == 3 and rules["rms_norm"]["removed"]["nodes"] == 15 and rules["rms_norm"]["added"]["nodes"] == 3
+    assert [p["stage"] for p in graph["passes"]] == ["canonical", "recognise", "recognise", "fuse", "lower"]
+    assert graph["captured"]["bytes"] > graph["passes"][-1]["work"]["bytes"] > 0
+    assert cli.main(["explain", str(folder / "llama")]) == 0
+    printed = capsys.readouterr().out
+    assert "15 -> 3" in printed and "spellings become ops" in printed
 
 
 def test_explain_a_text_as_json(capsys: pytest.CaptureFixture[str]) -> None:

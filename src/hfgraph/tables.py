@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from rich import filesize
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from hfgraph.graph.cost import NOTHING, Work
+
 if TYPE_CHECKING:
-    from hfgraph.report import Report, Site
+    from hfgraph.report import Report, RuleRow, Site
     from hfgraph.verifying import Verdict
 
 _WIDTH = 120
@@ -32,17 +35,21 @@ def report_text(report: Report) -> str:
 
 
 def report_parts(report: Report) -> list[RenderableType]:
-    """The report as tables: what was done, where, and what nearly was."""
+    """The report as tables: what was done, where, what nearly was, and what each rule and pass did."""
     parts: list[RenderableType] = [_summary(report)]
     done = [s for s in report.sites if s.status != "near miss"]
     if done:
         parts.append(_sites("Rewritten", _folded(done), ("rule", "status", "module", "source", "sites")))
     if report.near_misses:
         parts.append(_sites("Near misses", _folded(report.near_misses), ("rule", "module", "source", "reason", "sites")))
+    if any(g.rules for g in report.graphs):
+        parts.append(_rules(report))
+    if any(g.rows for g in report.graphs):
+        parts.append(_passes(report))
     for i, graph in enumerate(report.graphs):
         if graph.unrewritten:
             parts.append(f"graph {i} was not rewritten: {graph.unrewritten}")
-    parts += [f"graph break ({n} x): {reason}" for reason, n in report.graph_breaks.items()]
+    parts += [f"graph break ({b.count} x){f' at {b.source}' if b.source else ''}: {b.reason}" for b in report.breaks]
     return parts
 
 
@@ -54,6 +61,48 @@ def _summary(report: Report) -> Table:
         missed = sum(s.status == "near miss" for s in g.sites)
         table.add_row(*map(str, (i, g.nodes, g.calls, len(g.sites) - missed, missed, g.merged, f"{g.capture_seconds:.2f}", f"{g.rewrite_seconds:.2f}")))
     return table
+
+
+def _rules(report: Report) -> Table:
+    """What each rule took out and put in, over all graphs."""
+    table = _table("Rules", ("stage", "rule"), ("matches", "nearly", "nodes", "flops", "bytes"))
+    sums: dict[tuple[str, str], list[RuleRow]] = {}
+    for row in (r for g in report.graphs for r in g.rules.values()):
+        sums.setdefault((row.stage, row.rule), []).append(row)
+    for (stage, rule), rows in sums.items():
+        removed, added = (sum((getattr(r, side) for r in rows), NOTHING) for side in ("removed", "added"))
+        table.add_row(stage, rule, str(sum(r.matches for r in rows)), str(sum(r.near_misses for r in rows)), *_change(removed, added))
+    return table
+
+
+def _passes(report: Report) -> Table:
+    """What each pass left behind and how long it took, over all graphs."""
+    table = _table("Passes", ("stage", "pass"), ("changes", "nodes", "flops", "bytes", "ms"))
+    graphs = [g for g in report.graphs if g.rows]
+    work = sum((g.captured for g in graphs), NOTHING)
+    table.add_row("capture", "Dynamo's graph as plain operators", "", *_counts(work), f"{1e3 * sum(g.capture_seconds for g in graphs):.0f}")
+    for rows in zip(*(g.rows for g in graphs), strict=True):
+        work = sum((r.work for r in rows), NOTHING)
+        table.add_row(rows[0].stage, rows[0].name, str(sum(r.changes for r in rows)), *_counts(work), f"{1e3 * sum(r.seconds for r in rows):.0f}")
+    return table
+
+
+def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in left:
+        table.add_column(column)
+    for column in right:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _counts(work: Work) -> tuple[str, str, str]:
+    unit, suffix = filesize.pick_unit_and_suffix(work.flops, ["", "k", "M", "G", "T", "P"], 1000)
+    return str(work.nodes), f"{work.flops / unit:.3g} {suffix}".strip(), filesize.decimal(work.bytes)
+
+
+def _change(removed: Work, added: Work) -> list[str]:
+    return [f"{a} -> {b}" if a != b else a for a, b in zip(_counts(removed), _counts(added), strict=True)]
 
 
 def _folded(sites: Iterable[Site]) -> list[tuple[Site, int]]:

@@ -8,6 +8,7 @@ operations per multiply-add, whatever else computes one value per element counts
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ _UNKNOWN = 1  # the value of a size that only the data decides
 
 @dataclass(frozen=True)
 class Work:
-    """What a set of nodes costs together."""
+    """What a set of nodes costs together; `nodes` counts operators, not what picks one of several results."""
 
     nodes: int = 0
     flops: int = 0
@@ -44,8 +45,8 @@ NOTHING = Work()
 
 
 def work(nodes: Iterable[Node]) -> Work:
-    """Number and cost of the nodes that call something."""
-    costs = [cost(n) for n in nodes if n.op == "call_function"]
+    """Number and cost of operators."""
+    costs = [cost(n) for n in nodes if is_operator(n)]
     return Work(len(costs), sum(c.flops for c in costs), sum(c.bytes for c in costs))
 
 
@@ -56,11 +57,16 @@ def total(graph: Graph, known: Costs) -> Work:
     """Work of a whole graph; `known` remembers the nodes' costs from call to call."""
     flops = moved = count = 0
     for node in graph.nodes:
-        if node.op == "call_function":
+        if is_operator(node):
             key = (node.name, node.target)
             price = known.get(key) or known.setdefault(key, cost(node))
             flops, moved, count = flops + price.flops, moved + price.bytes, count + 1
     return Work(count, flops, moved)
+
+
+def is_operator(node: Node) -> bool:
+    """A call that computes something."""
+    return node.op == "call_function" and node.target is not operator.getitem
 
 
 def cost(node: Node) -> Cost:

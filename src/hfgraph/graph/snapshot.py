@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from hfgraph.graph.cost import cost
+from hfgraph.graph.cost import cost, is_operator
 from hfgraph.graph.origin import INPUT, modules, origin
 from hfgraph.graph.rewrite import FROM, RULES
 from hfgraph.graph.unify import label
@@ -23,7 +23,7 @@ class Shown:
 
     Attributes:
         label: the operator as people call it, or the name of an input.
-        kind: "input", "constant", "call" or "output".
+        kind: "input", "constant", "call", "item" (one of several results of a call) or "output".
         call: the operator with its arguments.
         value: dtype and shape, e.g. `f32 [2, 16, 64]`; several for several results.
         module, source, code: see `hfgraph.graph.origin.Origin`.
@@ -69,14 +69,14 @@ _KINDS = {"placeholder": "input", "get_attr": "constant", "output": "output"}
 
 
 def _shown(node: Node) -> Shown:
-    kind = _KINDS.get(node.op, "call")
-    name = label(node) if kind == "call" else node.meta.get(INPUT, str(node.target))
+    kind = _KINDS.get(node.op) or ("call" if is_operator(node) else "item")
+    name = label(node) if kind in ("call", "item") else node.meta.get(INPUT, str(node.target))
     price = cost(node)
     return Shown(
         name=node.name,
         label=name,
         kind=kind,
-        call=_call(node) if kind == "call" else name,
+        call=_call(node) if kind in ("call", "item") else name,
         value=_described(val(node)),
         **origin(node)._asdict(),
         inputs=tuple(n.name for n in node.all_input_nodes),

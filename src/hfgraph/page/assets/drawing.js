@@ -16,14 +16,14 @@ function svg(tag, attributes = {}, ...children) {
 function partOf(nodes, row) {
   const byName = new Map(nodes.map((n) => [n[COLUMN.name], n]));
   const source = (name) => { let n = byName.get(name); while (n && isItem(n) && byName.has(n[COLUMN.inputs][0])) n = byName.get(n[COLUMN.inputs][0]); return n; };
-  const own = nodes.filter((n) => n[COLUMN.kind] === "call" && !isItem(n) && inside(n[COLUMN.module], row));
+  const own = nodes.filter((n) => n[COLUMN.kind] === "call" && inside(n[COLUMN.module], row));
   const names = new Set(own.map((n) => n[COLUMN.name]));
   const read = new Map(own.map((n) => [n[COLUMN.name], [...new Set(n[COLUMN.inputs].map(source).filter((m) => m && !isWeight(m)))]]));
   const outside = [...new Set([...read.values()].flat())].filter((n) => !names.has(n[COLUMN.name]));
   return { own, outside, read };
 }
 
-const isItem = (n) => n[COLUMN.label] === "getitem";
+const isItem = (n) => n[COLUMN.kind] === "item";
 const isWeight = (n) => n[COLUMN.kind] === "constant" || (n[COLUMN.kind] === "input" && n[COLUMN.label].includes("."));
 
 function laidOut(part) {
