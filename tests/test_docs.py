@@ -302,8 +302,10 @@ def test_a_new_rule_and_a_new_op_appear(fake: ModuleType, grown: Registry) -> No
     page = made_now["ops/twice.md"]
     assert "<mi>scale</mi><mo>·</mo><msqrt><mi>x</mi></msqrt>" in page
     assert "[arXiv:1234.5678](https://arxiv.org/abs/1234.5678)" in page
-    found, grows, takes = (page.index(f"### [`{n}`]") for n in ("finds_it", "grows_it", "takes_it"))
-    assert page.index("Each of these becomes the op") < found < page.index("one such step") < grows < page.index("something larger") < takes
+    found, grows, takes = (page.index(f"#### [`{n}`]") for n in ("finds_it", "grows_it", "takes_it"))
+    assert page.index("### Found") < found < page.index("### Grown") < grows < page.index("### Taken further") < takes
+    assert "| `x` | Of any shape. | a tensor `(..., D)`, of any rank |" in page
+    assert "| a number; default `2.0` |" in page
     assert "| `reference` |" in page
     assert "None are described." in page
     assert "sqrt" in made_now["ops/index.md"]

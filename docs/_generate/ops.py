@@ -117,9 +117,12 @@ def _arguments(op: Op, registry: Registry) -> str:
     rows = []
     for name, parameter in op.signature.parameters.items():
         kind = in_words(op.inputs[name]) if name in op.inputs else ""
-        default = "" if parameter.default is inspect.Parameter.empty else f"`{parameter.default}`"
-        rows.append((f"`{name}`", sentence(_said(op, name, registry)), kind, default))
-    return table(("argument", "what it does", "kind", "default"), rows)
+        if parameter.default is None:
+            kind = kind.removesuffix("; may be absent") + "; absent by default"
+        elif parameter.default is not inspect.Parameter.empty:
+            kind = f"{kind.partition(', such as')[0]}; default `{parameter.default}`"
+        rows.append((f"`{name}`", sentence(_said(op, name, registry)), kind))
+    return table(("argument", "what it does", "kind"), rows)
 
 
 def _said(op: Op, name: str, registry: Registry) -> str:
@@ -140,23 +143,24 @@ def _spellings(op: Op, registry: Registry) -> list[str]:
     found, grown, used = registry.found_by(op), registry.grown_by(op), registry.used_by(op)
     parts = [] if found or grown else ["No rule leads to this op yet."]
     if found:
-        parts += ["Each of these becomes the op:", *(p for r in found for p in _spelling(r))]
+        parts += ["### Found", "Each of these becomes the op.", *(p for r in found for p in _spelling(r))]
     if grown:
         parts += [
-            "The op then takes in what stands beside it. Each of these is one such step; they apply in any order:",
+            "### Grown",
+            "The op then takes in what stands beside it. Each of these is one such step; they apply in any order.",
             *(p for r in grown for p in _spelling(r)),
         ]
     if used:
-        parts += ["Later rules make something larger of it:", *(p for r in used for p in _spelling(r))]
+        parts += ["### Taken further", "Each of these makes something larger of the op.", *(p for r in used for p in _spelling(r))]
     return parts
 
 
 def _spelling(rule: Rule) -> tuple[str, str, str]:
-    return f"### [`{rule.name}`](../rules/{rule.name}.md)", about(rule), code(body(rule.pattern))
+    return f"#### [`{rule.name}`](../rules/{rule.name}.md)", about(rule), code(body(rule.pattern))
 
 
 def _implementations(op: Op) -> list[str]:
-    rows = [("`reference`", "any", "the definition above, compiled by Inductor together with what stands around it", "always there")]
+    rows = [("`reference`", "any", "The definition above, compiled by Inductor together with what stands around it.", "always there")]
     rows += [(f"`{i.name}`", f"`{i.device}`", _when(i), "chosen where it applies" if i.auto else "on request") for i in op.implementations.values()]
     parts = [table(("name", "device", "when it applies", "use"), rows)]
     for i in op.implementations.values():
@@ -170,7 +174,7 @@ def _implementations(op: Op) -> list[str]:
 
 def _when(implementation: Implementation) -> str:
     said = docstring(implementation.when).paragraphs
-    return sentence(said[0]) if said else "see the condition below"
+    return sentence(said[0]) if said else "Where the condition below holds."
 
 
 def _module(implementation: Implementation) -> Any:
