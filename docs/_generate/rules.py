@@ -38,7 +38,7 @@ def overview(registry: Registry) -> str:
     ]
     for stage, rules in registry.stages.items():
         rows = [(f"[{breakable(r.name)}]({r.name}.md)", about(r), ", ".join(op_link(o) for o in made(r))) for r in rules]
-        parts += [f"## {stage.capitalize()}", _stage_words(rules[0]), table(("rule", "what it takes", "what becomes of it"), rows)]
+        parts += [f"## {stage.capitalize()}", _stage_words(rules[0]), table(("rule", "what it takes", "becomes"), rows)]
     return page(*parts)
 
 
