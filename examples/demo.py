@@ -1,4 +1,5 @@
-"""The main job: a model with real weights writes the same text in eager and through hfgraph, and `verify` proves it.
+"""The main job: a model with real weights writes the same text in eager and through hfgraph, `verify` proves it, and a
+benchmark times a larger geometry. The report and the plot are left in a folder.
 
     python examples/demo.py                                         # the small model beside this file
     python examples/demo.py Qwen/Qwen2.5-0.5B-Instruct --prompt "The capital of France is"
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from hfgraph.errors import HfgraphError
 
 TINYLM = os.path.relpath(Path(__file__).parent / "tinylm")
 ROUNDS = 3
+BENCH = "smollm2-135m"  # 135 million parameters; its weights are random, as speed does not depend on them
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 
@@ -62,6 +65,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=48, help="how many tokens to write (default: 48)")
     # In bfloat16 two tokens are often equally likely up to rounding, and any compiler may prefer the other one.
     parser.add_argument("--dtype", choices=models.DTYPES, default="float32", help="of the weights (default: float32)")
+    parser.add_argument("--bench", default=BENCH, metavar="PRESET", help=f"what `hfgraph bench` times at the end, or none (default: {BENCH})")
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where the page and the plot go (default: out)")
     return parser.parse_args()
 
 
@@ -77,15 +82,29 @@ def run(given: argparse.Namespace) -> bool:
     console.print(comparison(given.prompt, eager, compiled, equal))
 
     console.rule("[bold]2  what was rewritten", align="left")
-    console.print(*tables.report_parts(hfgraph.last_report()), sep="\n")
+    report = hfgraph.last_report()
+    console.print(*tables.report_parts(report), sep="\n")
+    given.out.mkdir(parents=True, exist_ok=True)
+    report.to_html(given.out / "report.html")
 
     console.rule("[bold]3  the proof", align="left")
     with console.status("comparing eager, rewritten and compiled in float64, then falsifying each rule"):
         verdict = hfgraph.verify(models.load(given.model, given.dtype), sabotage=True, **proof_inputs(given, model))
     console.print(*tables.verdict_parts(verdict), sep="\n")
 
+    right = given.bench == "none" or bench(given)
     console.print(conclusion(equal, verdict))
-    return equal and verdict.ok
+    console.print(f"the page: {given.out / 'report.html'}" + ("" if given.bench == "none" else f"   the plot: {given.out / 'bench.png'}"))
+    return equal and verdict.ok and right
+
+
+def bench(given: argparse.Namespace) -> bool:
+    """`hfgraph bench`, at its quickest: two tasks, without freezing. Returns whether its gate was green."""
+    console.rule(f"[bold]4  the speed of {given.bench}", align="left")
+    console.print("[dim]a few minutes: each system compiles from an empty cache, and is judged in float64 before it is timed[/dim]")
+    asked = ["--tasks", "prefill,decode-1", "--systems", "inductor,hfgraph", "--rounds", "3"]
+    left = ["--out", str(given.out / "bench.json"), "--plot", str(given.out / "bench")]
+    return subprocess.run([sys.executable, "-m", "hfgraph.cli", "bench", given.bench, *asked, *left], check=False).returncode == 0
 
 
 def write_both(model: Any, prompt: dict[str, Any], count: int) -> tuple[Written, Written]:

@@ -150,6 +150,21 @@ def test_the_last_report_holds_all_graphs_of_one_call() -> None:
     assert hfgraph.last_report().counts["rms_norm"] == 3
 
 
+@pytest.mark.parametrize(
+    ("compile_it", "name"),
+    [
+        (lambda f, m: torch.compile(m, **f), "Net"),
+        (lambda f, m: torch.compile(m.forward, **f), "Net"),
+        (lambda f, m: (m.compile(**f), m)[1], "Net"),
+        (lambda f, m: torch.compile(lambda x: m(x), **f), ""),
+    ],
+    ids=["module", "forward", "in place", "function"],
+)
+def test_the_last_report_knows_whose_it_is(compile_it, name: str) -> None:
+    compile_it({"backend": "hfgraph", "options": {"inductor": False}}, Net())(torch.randn(2, 3, 16))
+    assert hfgraph.last_report().model == name
+
+
 def test_every_pass_has_its_row() -> None:
     compiled(Net())(torch.randn(2, 3, 16))
     rows = hfgraph.last_report().graphs[0].rows

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
+from torch import nn
 from torch.fx import GraphModule
 
 from hfgraph.breaks import Break
@@ -138,7 +139,7 @@ class Report:
     """The graphs of one model or function, and what was done to them.
 
     Attributes:
-        model: class of the model, where `explain` was given one.
+        model: class of the model; empty for a function.
         counted: every graph break, as `explain` counted them.
     """
 
@@ -237,10 +238,17 @@ def record(graph: GraphReport) -> None:
     global _LAST
     call = _outermost_call()
     if call is None or call.f_trace_lines:
-        _LAST = Report()
+        _LAST = Report(model=_model_class(call))
     if call is not None:
         call.f_trace_lines = False  # a mark that lives exactly as long as the call
     _LAST.graphs.append(graph)
+
+
+def _model_class(call: FrameType | None) -> str:
+    """Class of the module whose compiled call this is; empty for a function."""
+    compiled = call.f_locals.get("fn") if call is not None else None
+    owner = getattr(compiled, "__self__", compiled)
+    return type(owner).__name__ if isinstance(owner, nn.Module) else ""
 
 
 def _outermost_call() -> FrameType | None:

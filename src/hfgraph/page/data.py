@@ -19,7 +19,7 @@ _VERSIONS = ("hfgraph", "torch", "transformers", "triton")
 def page_data(report: Report) -> dict[str, Any]:
     """A report as JSON values."""
     return {
-        "model": report.model or next((m for g in report.graphs for m in g.before.modules.values()), "") or "a function",
+        "model": report.model or "a function",
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "versions": {p: importlib.metadata.version(p) for p in _VERSIONS if any(importlib.metadata.distributions(name=p))},
         "counts": report.counts,
