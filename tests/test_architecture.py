@@ -39,12 +39,14 @@ LAYERS = (
     ("report",),
     ("backend",),
     ("doctoring", "explaining"),
-    ("verifying",),
+    ("bench", "verifying"),
 )
 RANK = {part: i for i, layer in enumerate(LAYERS) for part in layer}
 TOP = len(LAYERS)
 # Who may load a heavy package at all, by part of hfgraph.
-HEAVY = {"transformers": {"models"}, "triton": {"kernels"}, "rich": {"tables", "commands"}}
+HEAVY = {
+    "transformers": {"models", "bench"}, "triton": {"kernels"}, "rich": {"tables", "commands", "bench"}, "matplotlib": {"bench"}, "psutil": {"bench"},
+}  # fmt: skip
 
 
 def part(module: str) -> str:

@@ -55,6 +55,35 @@ MESSAGES: dict[HfgraphError, str] = {
     errors.CannotWrite("out/report.html", "the folder '/x/out' does not exist"): (
         "cannot write 'out/report.html': the folder '/x/out' does not exist. Give a file in a folder that exists, e.g. report.html."
     ),
+    errors.UnknownModel("smolm2", ["smollm2", "qwen3"]): (
+        "there is no preset 'smolm2' and no folder of that name. Did you mean 'smollm2'? Presets: smollm2, qwen3. A hub name has the form 'owner/name'."
+    ),
+    errors.UnknownTask("decode", ["prefill", "decode-1"]): "the bench has no task 'decode'. Did you mean 'decode-1'? Tasks: prefill, decode-1.",
+    errors.UnknownSystem("egaer", ["eager", "hfgraph"], "cpu"): (
+        "the bench has no system 'egaer' on cpu. Did you mean 'eager'? Systems: eager, hfgraph."
+    ),
+    errors.SabotageNeedsOurs("rms_norm"): (
+        "--sabotage rms_norm falsifies a rule of hfgraph, which is not among the systems. Add hfgraph to --systems."
+    ),
+    errors.RuleNotApplied("rms_norm", ["layer_norm"]): (
+        "rule 'rms_norm' has nothing to do in this model, so falsifying it shows nothing. Rules applied: layer_norm."
+    ),
+    errors.NotInAClone("tinylm", "examples/tinylm"): (
+        "the preset 'tinylm' is a folder of hfgraph's repository, and 'examples/tinylm' is not there. "
+        "Run from a clone (pip install --editable .), or name another preset."
+    ),
+    errors.NoSuchDevice("cuda"): "there is no device 'cuda': torch sees no CUDA device. Leave --device out, or give --device cpu.",
+    errors.CannotBench("bert", "BertForMaskedLM does not write text"): (
+        "cannot bench 'bert': BertForMaskedLM does not write text. The tasks read and write text: name a causal language model."
+    ),
+    errors.DoesNotFit("the reference", 8e9, 2.5e9, "Name a smaller model"): (
+        "the reference needs about 8.0 GB of memory, and 2.5 GB are free. Name a smaller model."
+    ),
+    errors.WorkerDied("eager", "load", "ValueError: no"): "the process of 'eager' died (load). The last that it said:\nValueError: no",
+    errors.WorkerFailed("eager", "load", "it is too old."): "the process of 'eager' cannot go on (load): it is too old.",
+    errors.MissingPackage("matplotlib", "--plot", "pip install 'hfgraph[plots]'"): (
+        "--plot needs matplotlib, which is not installed. Install it: pip install 'hfgraph[plots]'"
+    ),
     errors.VersionTooOld("torch", "2.9.1", "2.11"): "hfgraph needs torch >= 2.11, found torch 2.9.1. Upgrade it: pip install 'torch>=2.11'.",
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import hfgraph
 from hfgraph.commands import DOES_NOT_HOLD, HOLDS, INTERRUPTED, WRONG_USAGE, all_commands
-from hfgraph.errors import HfgraphError, IllegalGraph
+from hfgraph.errors import HfgraphError, IllegalGraph, WorkerDied, WorkerFailed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(ours, HfgraphError):
             raise
         print(f"hfgraph {given.command}: {ours}", file=sys.stderr)
-        return DOES_NOT_HOLD if isinstance(ours, IllegalGraph) else WRONG_USAGE
+        return DOES_NOT_HOLD if isinstance(ours, IllegalGraph | WorkerDied | WorkerFailed) else WRONG_USAGE
 
 
 def parser() -> argparse.ArgumentParser:

@@ -193,3 +193,99 @@ class CannotWrite(HfgraphError, OSError):
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"cannot write {path!r}: {why}. Give a file in a folder that exists, e.g. report.html.")
+
+
+# --- bench -------------------------------------------------------------------------------------------
+
+
+class UnknownModel(HfgraphError, ValueError):
+    """A model's name that is neither a preset nor a folder, and has not the form of a hub name."""
+
+    def __init__(self, name: str, presets: Iterable[str]) -> None:
+        presets = list(presets)
+        super().__init__(
+            f"there is no preset {name!r} and no folder of that name.{_nearest(name, presets)} "
+            f"Presets: {', '.join(presets)}. A hub name has the form 'owner/name'."
+        )
+
+
+class UnknownTask(HfgraphError, ValueError):
+    """A task that the bench does not have."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        known = list(known)
+        super().__init__(f"the bench has no task {name!r}.{_nearest(name, known)} Tasks: {', '.join(known)}.")
+
+
+class UnknownSystem(HfgraphError, ValueError):
+    """A system that the bench does not have, or not on this device."""
+
+    def __init__(self, name: str, known: Iterable[str], device: str) -> None:
+        known = list(known)
+        super().__init__(f"the bench has no system {name!r} on {device}.{_nearest(name, known)} Systems: {', '.join(known)}.")
+
+
+class SabotageNeedsOurs(HfgraphError, ValueError):
+    """A rule is to be falsified, and what applies rules does not run."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(f"--sabotage {rule} falsifies a rule of hfgraph, which is not among the systems. Add hfgraph to --systems.")
+
+
+class RuleNotApplied(HfgraphError, ValueError):
+    """A rule is to be falsified, and the model has no place for it."""
+
+    def __init__(self, rule: str, applied: Iterable[str]) -> None:
+        super().__init__(f"rule {rule!r} has nothing to do in this model, so falsifying it shows nothing. Rules applied: {_listed(applied)}.")
+
+
+class NotInAClone(HfgraphError, ValueError):
+    """A model that comes with the repository was named, and the repository is not here."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        super().__init__(
+            f"the preset {name!r} is a folder of hfgraph's repository, and {folder!r} is not there. "
+            "Run from a clone (pip install --editable .), or name another preset."
+        )
+
+
+class NoSuchDevice(HfgraphError, ValueError):
+    """A device that torch does not see."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(f"there is no device {device!r}: torch sees no CUDA device. Leave --device out, or give --device cpu.")
+
+
+class CannotBench(HfgraphError, ValueError):
+    """A model that the bench's tasks do not fit."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"cannot bench {name!r}: {why}. The tasks read and write text: name a causal language model.")
+
+
+class DoesNotFit(HfgraphError, ValueError):
+    """More memory is needed than there is."""
+
+    def __init__(self, what: str, needed: float, free: float, do: str) -> None:
+        super().__init__(f"{what} needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free. {do}.")
+
+
+class WorkerDied(HfgraphError, RuntimeError):
+    """A process of the bench ended before its work was done."""
+
+    def __init__(self, system: str, doing: str, lines: str) -> None:
+        super().__init__(f"the process of {system!r} died ({doing}). The last that it said:\n{lines or '(nothing)'}")
+
+
+class WorkerFailed(HfgraphError, RuntimeError):
+    """A process of the bench says why it cannot go on."""
+
+    def __init__(self, system: str, doing: str, reason: str) -> None:
+        super().__init__(f"the process of {system!r} cannot go on ({doing}): {reason}")
+
+
+class MissingPackage(HfgraphError, ImportError):
+    """Something was asked for that needs a package which is not installed."""
+
+    def __init__(self, package: str, what: str, do: str) -> None:
+        super().__init__(f"{what} needs {package}, which is not installed. Install it: {do}")

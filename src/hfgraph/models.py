@@ -36,7 +36,7 @@ def load(name: str, dtype: str = "auto") -> PreTrainedModel:
         config = AutoConfig.from_pretrained(name)
         model = class_of(config).from_pretrained(name, dtype=dtype)
     except Exception as e:  # every failure to load is the same to who named the model; `from e` keeps the rest
-        raise ModelNotFound(name, _sentence(e)) from e
+        raise ModelNotFound(name, sentence(e)) from e
     return model.eval()
 
 
@@ -53,7 +53,7 @@ def class_of(config: PreTrainedConfig) -> Any:
     return transformers.AutoModel
 
 
-def _sentence(e: Exception) -> str:
+def sentence(e: Exception) -> str:
     """The first line of a message, as a sentence."""
     first = (str(e).strip() or type(e).__name__).splitlines()[0].strip()
     return first if first.endswith((".", "!", "?")) else first + "."
@@ -100,7 +100,7 @@ def tokenizer(model: PreTrainedModel) -> Any:
     try:
         return AutoTokenizer.from_pretrained(model.name_or_path)
     except Exception as e:
-        raise CannotMakeInputs(_name(model), f"a text was given, but no tokenizer comes with the model ({_sentence(e).rstrip('.')})") from e
+        raise CannotMakeInputs(_name(model), f"a text was given, but no tokenizer comes with the model ({sentence(e).rstrip('.')})") from e
 
 
 def _completed(model: PreTrainedModel, given: dict[str, Tensor]) -> dict[str, Tensor | bool]:
