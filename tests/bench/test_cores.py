@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hfgraph.bench import cores as module
-from hfgraph.bench.cores import Cores, attempt, family, kept, undisturbed, wait_idle
+from hfgraph.bench.cores import Cores, Patience, attempt, family, kept, undisturbed, wait_idle
 
 
 class Machine:
@@ -80,11 +80,21 @@ class Busy:
         self.left -= 1
 
 
-@pytest.mark.parametrize(("glances", "idle"), [(0, True), (5, True), (1000, False)])
-def test_waiting_has_an_end(glances: int, idle: bool) -> None:
+@pytest.mark.parametrize(("glances", "waited"), [(0, 0.0), (5, 1.0), (1000, 10.0)])
+def test_waiting_has_an_end(glances: int, waited: float) -> None:
     machine: Any = Busy(glances)
-    assert wait_idle(machine, 10.0, clock=lambda: machine.now, sleep=machine.sleep) is idle
-    assert machine.now < 11.0
+    assert wait_idle(machine, 10.0, clock=lambda: machine.now, sleep=machine.sleep) == pytest.approx(waited, abs=0.21)
+    assert machine.now < 10.5
+
+
+def test_patience_is_used_up() -> None:
+    """Ten seconds each time, until a minute has gone."""
+    given: list[float] = []
+    cores: Any = None
+    patience = Patience(cores, lambda _, most: given.append(most) or most)
+    for _ in range(8):
+        patience()
+    assert given == [10.0] * 6 + [0.0] * 2
 
 
 def test_the_cores_of_this_machine() -> None:

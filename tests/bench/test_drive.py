@@ -24,7 +24,6 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeWorkers:
     workers = FakeWorkers()
     monkeypatch.setattr(drive, "crew", workers.crew)
     monkeypatch.setattr(drive, "Probe", lambda *_: lambda: Limits(1e10, 1e12))
-    monkeypatch.setattr(drive, "wait_idle", lambda *_: True)
     monkeypatch.setattr(drive, "undisturbed", lambda take, cores, wait: [drive_attempt(take())])
     return workers
 

@@ -65,7 +65,9 @@ def test_the_reference_is_as_wide_as_memory_allows() -> None:
     plan = Plan.of("smollm2-135m", device="cpu", tasks=["prefill"], systems=["eager"])
     assert drive.fitting(plan, 1_000_000_000, 20e9) == "float64"
     assert drive.fitting(plan, 1_000_000_000, 8e9) == "float32"
-    with pytest.raises(DoesNotFit, match=r"the reference of smollm2-135m in float32 needs about 5\.1 GB of memory, and 4\.0 GB are free\. Name a smaller model"):
+    with pytest.raises(
+        DoesNotFit, match=r"the reference of smollm2-135m in float32 needs about 5\.1 GB of memory, and 4\.0 GB are free\. Name a smaller model"
+    ):
         drive.fitting(plan, 1_000_000_000, 4e9)
 
 

@@ -12,6 +12,7 @@ import psutil
 DISTURBED = 0.1  # of a core used by others
 _TRIES = 3
 _PATIENCE = 10.0  # longest wait for idle cores
+_PATIENCE_IN_ALL = 60.0  # on a machine that is never idle, a bench must end
 _GLANCE = 0.2
 
 T = TypeVar("T")
@@ -85,13 +86,28 @@ def kept(attempts: Iterable[Attempt[T]]) -> Attempt[T]:
     return min(attempts, key=lambda a: a.others)
 
 
-def wait_idle(cores: Cores, patience: float = _PATIENCE, clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep) -> bool:
-    """Wait while anything uses the cores, our own threads that spin before they sleep included; at most `patience` seconds."""
-    end = clock() + patience
+class Patience:
+    """Waits for idle cores before each sample, until a bench has waited long enough; then it only looks."""
+
+    def __init__(self, cores: Cores, wait: Callable[[Cores, float], float] | None = None) -> None:
+        self._cores, self._wait, self.left = cores, wait or wait_idle, _PATIENCE_IN_ALL
+
+    def __call__(self) -> None:
+        """Before one sample."""
+        self.left = max(0.0, self.left - self._wait(self._cores, min(_PATIENCE, self.left)))
+
+
+def wait_idle(cores: Cores, patience: float, clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep) -> float:
+    """Wait while anything uses the cores, our own threads that spin before they sleep included; at most `patience` seconds.
+
+    Returns:
+        the seconds waited, not counting the glance that finds the cores idle.
+    """
+    start = clock()
     while True:
-        busy = cores.busy()
+        before, busy = clock(), cores.busy()
         sleep(_GLANCE)
         if cores.busy() - busy <= DISTURBED * _GLANCE:
-            return True
-        if clock() > end:
-            return False
+            return before - start
+        if clock() - start >= patience:
+            return clock() - start

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from hfgraph.bench import loading, machine
-from hfgraph.bench.cores import Cores, kept, undisturbed, wait_idle
+from hfgraph.bench.cores import Cores, Patience, kept, undisturbed
 from hfgraph.bench.gate import Check
 from hfgraph.bench.limits import Probe
 from hfgraph.bench.plan import Plan
@@ -145,13 +145,14 @@ def take_turns(workers: Crew, result: Result, steps: _Steps) -> None:
     plan, names = result.plan, list(workers.members)
     probe = Probe(plan.device, plan.dtype)
     cores = Cores([os.getpid(), *(w.pid for w in workers.members.values())])
+    wait = Patience(cores)
     for number in range(plan.rounds):
-        result.limits.append(kept(undisturbed(probe, cores, lambda: wait_idle(cores))).value)
+        result.limits.append(kept(undisturbed(probe, cores, wait)).value)
         for task in plan.tasks:
             for system in rotated(names, number):
                 steps.next(f"round {number + 1} of {plan.rounds}: {task}, {system}")
                 worker = workers.members[system]
-                attempts = undisturbed(lambda w=worker, t=task: _timing(w.ask("sample", task=t)), cores, lambda: wait_idle(cores))
+                attempts = undisturbed(lambda w=worker, t=task: _timing(w.ask("sample", task=t)), cores, wait)
                 result.samples.append(Sample(number, task, system, attempts))
     for system in names:
         result.systems[system].update({k: v for k, v in workers.members[system].ask("state").items() if k.startswith("peak")})
