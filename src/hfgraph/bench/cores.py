@@ -35,7 +35,7 @@ class Cores:
     """The machine's processor time, and that of our own processes."""
 
     def __init__(self, pids: Iterable[int]) -> None:
-        self._processes = [p for pid in pids for p in family(pid)]
+        self._processes = {p.pid: p for pid in pids for p in family(pid)}.values()  # each once: a child may be named as well
 
     def busy(self) -> float:
         """Processor seconds that the whole machine has spent; time stolen by other virtual machines counts."""

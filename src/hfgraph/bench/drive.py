@@ -144,7 +144,7 @@ def take_turns(workers: Crew, result: Result, steps: _Steps) -> None:
     """In each round: what the machine can do, then every task by all systems, each round beginning with another one."""
     plan, names = result.plan, list(workers.members)
     probe = Probe(plan.device, plan.dtype)
-    cores = Cores([os.getpid(), *(w.pid for w in workers.members.values())])
+    cores = Cores([os.getpid()])  # workers are children
     wait = Patience(cores)
     for number in range(plan.rounds):
         result.limits.append(kept(undisturbed(probe, cores, wait)).value)

@@ -93,7 +93,7 @@ def _roofline(axes: Any, figures: list[Figure], limits: Limits) -> None:
     axes.set_xlim(low, high)
     axes.set_ylim(min(speeds) / 5, limits.gemm / 1e9 * 2)
     for task in dict.fromkeys(f.task for f in figures):
-        mine = sorted((f for f in figures if f.task == task), key=lambda f: -(f.speed or 0))
+        mine = sorted((f for f in figures if f.task == task), key=lambda f: -(f.share or 0))
         x = mine[0].intensity or 1
         roof = min(x * limits.bandwidth, limits.gemm) / 1e9
         axes.plot([x, x], [min((f.speed or 1) / 1e9 for f in mine), roof], color=_FAINT, linewidth=1.2, zorder=0)
