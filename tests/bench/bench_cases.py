@@ -84,6 +84,6 @@ class _FakeWorker:
             "gate": {"system": self.system, "task": task, "error": 1.0, "allowed": 0.1 if bad else 2.0, "relative": 0.1, "ok": not bad},
             "work": {"flops": 1e9, "bytes": 1e9},
             "sample": {"seconds": 0.5, "first": 0.1, "runs": 1},
-            "state": {"peak_bytes": 10**9, "peak_gpu_bytes": None, "applied": list(self.crew.applied)},
+            "state": {"peak_bytes": 10**9, "peak_gpu_bytes": None, "notes": [], "applied": list(self.crew.applied)},
         }
         return answers.get(request)

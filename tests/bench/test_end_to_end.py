@@ -62,6 +62,16 @@ def test_a_worker_that_cannot_go_on_says_why(tmp_path: Path) -> None:
         workers.start("eager").ask("load")
 
 
+def test_a_compiler_that_is_switched_off(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else eager would be timed under another name."""
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    with crew(Plan(str(llama), source=str(llama), tasks=("prefill",))) as workers:
+        worker = workers.start("hfgraph")
+        worker.ask("load")
+        with pytest.raises(WorkerFailed, match="without compiling any graph"):
+            worker.ask("first")
+
+
 def test_an_interrupt_ends_all_processes(llama: Path) -> None:
     command = [sys.executable, "-m", "hfgraph.cli", "bench", str(llama), *FLAGS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as bench:

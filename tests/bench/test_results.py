@@ -89,6 +89,12 @@ def test_an_unnoticed_sabotage_is_said_and_has_no_figures() -> None:
     assert "figures" not in result.to_dict()
 
 
+def test_warnings_are_shown() -> None:
+    result = made_up()
+    result.systems["hfgraph"]["notes"] = ["a graph was left alone"]
+    assert "hfgraph warned: a graph was left alone" in render(show.parts(result))
+
+
 def test_the_table() -> None:
     text = render(show.parts(made_up()))
     assert "smollm2-135m, 134.5 M parameters, bfloat16, on A Processor, AVX2, 2 threads" in text

@@ -155,7 +155,7 @@ def take_turns(workers: Crew, result: Result, steps: _Steps) -> None:
                 attempts = undisturbed(lambda w=worker, t=task: _timing(w.ask("sample", task=t)), cores, wait)
                 result.samples.append(Sample(number, task, system, attempts))
     for system in names:
-        result.systems[system].update({k: v for k, v in workers.members[system].ask("state").items() if k.startswith("peak")})
+        result.systems[system].update({k: v for k, v in workers.members[system].ask("state").items() if k != "applied"})
 
 
 def _timing(answer: Mapping[str, Any]) -> Timing:

@@ -18,7 +18,8 @@ def parts(result: Result) -> list[RenderableType]:
         return [*found, f"rule {result.plan.sabotage} was falsified, AND THE GATE DID NOT NOTICE."]
     if not result.samples:
         return found
-    return [*found, speeds(result), starts(result), *_limits(result)]
+    notes = [f"{name} warned: {note}" for name, s in result.systems.items() for note in s.get("notes", ())]
+    return [*found, speeds(result), starts(result), *notes, *_limits(result)]
 
 
 def _head(result: Result) -> str:

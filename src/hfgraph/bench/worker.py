@@ -9,11 +9,13 @@ import resource
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from hfgraph.bench.systems import BASELINE, OURS, SYSTEMS
+from hfgraph.errors import HfgraphError, HfgraphWarning, NothingCompiled
 
 _START = time.perf_counter()
 _LEAST = 0.5  # seconds of a sample: what is shorter is run again
@@ -31,7 +33,8 @@ class Session:
         from hfgraph.bench.plan import Plan
 
         models.quiet()
-        _import_compiler()  # imports are no part of the time to the first token
+        _import_compiler(system)
+        warnings.showwarning = self._note
         self.plan, self.logits = Plan.read(plan), Logits(folder)
         self.name, self.system = system, SYSTEMS.get(system)
         if self.plan.threads:
@@ -39,6 +42,7 @@ class Session:
         self.ready: dict[str, Any] = {}
         self.runs: dict[str, int] = {}
         self.applied: set[str] = set()
+        self.notes: list[str] = []
         self.imports = time.perf_counter() - _START
 
     def load(self) -> dict[str, Any]:
@@ -69,13 +73,21 @@ class Session:
         return {}
 
     def first(self) -> dict[str, Any]:
-        """Compile, and the first request until its first token."""
+        """Compile, and the first request until its first token.
+
+        Raises:
+            NothingCompiled: torch.compile is switched off.
+        """
+        import torch
+
         from hfgraph.bench import running
 
         task, ready = next(iter(self.ready.items()))
         start = time.perf_counter()
         self._compile()
         running.first_token(self.model, ready)
+        if self.system and self.system.backend and not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
+            raise NothingCompiled(f"system {self.name}")
         return {"first_token_seconds": time.perf_counter() - start, "first_token_task": task}
 
     def gate(self, task: str) -> dict[str, Any]:
@@ -107,22 +119,28 @@ class Session:
         return {"seconds": seconds, "first": first, "runs": len(found)}
 
     def state(self) -> dict[str, Any]:
-        """Peak memory so far, and the rules that a falsified hfgraph applied."""
+        """Peak memory so far, what hfgraph warned of, and the rules that it applied if one is falsified."""
         import torch
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         gpu = torch.cuda.max_memory_allocated() if self.plan.device == "cuda" else None
-        return {"peak_bytes": peak, "peak_gpu_bytes": gpu, "applied": sorted(self.applied)}
+        return {"peak_bytes": peak, "peak_gpu_bytes": gpu, "notes": self.notes, "applied": sorted(self.applied)}
+
+    def _note(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        """A graph that hfgraph had to leave alone would be timed under its name: that must be seen."""
+        if issubclass(category, HfgraphWarning):
+            self.notes.append(str(message))
 
     def _compile(self) -> None:
         import torch
+        from torch._inductor import config
 
         if self.system is None or self.system.backend is None:
             return
         torch._dynamo.config.recompile_limit = 1000
         torch._dynamo.config.accumulated_recompile_limit = 1000
         if self.system.freezing:
-            torch._inductor.config.freezing = True
+            config.freezing = True
         backend = self._falsified(self.plan.sabotage) if self.plan.sabotage and self.name == OURS else self.system.backend
         self.model.compile(backend=backend, dynamic=False)
 
@@ -142,8 +160,9 @@ class Session:
         return backend
 
 
-def _import_compiler() -> None:
-    for module in ("torch._dynamo", "torch._inductor.compile_fx", "torch._inductor.config", "hfgraph.backend"):
+def _import_compiler(system: str) -> None:
+    """Imports are no part of the time to the first token."""
+    for module in ("torch._dynamo", "torch._inductor.compile_fx", *(["hfgraph.backend"] if system == OURS else [])):
         importlib.import_module(module)
 
 
@@ -159,8 +178,6 @@ def main() -> None:
 
 
 def _answer(session: Session, request: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    from hfgraph.errors import HfgraphError
-
     try:
         return {"done": getattr(session, request)(**arguments)}
     except HfgraphError as e:
