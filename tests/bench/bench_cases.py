@@ -17,7 +17,13 @@ from hfgraph.bench.tasks import TASKS
 
 MACHINE = {"processor": "A Processor, AVX2", "cores": 2, "threads": 2, "memory_gb": 8.0, "system": "Linux 6"}
 # Seconds by round; the machine is twice as slow in the second round.
-SECONDS = {"eager": (1.0, 2.0, 1.0), "inductor": (0.5, 1.0, 0.4), "inductor-freezing": (0.25, 0.5, 0.2), "hfgraph": (0.5, 0.8, 0.5)}
+SECONDS = {
+    "eager": (1.0, 2.0, 1.0),
+    "inductor": (0.5, 1.0, 0.4),
+    "inductor-freezing": (0.25, 0.5, 0.2),
+    "hfgraph": (0.5, 0.8, 0.5),
+    "hfgraph-freezing": (0.2, 0.4, 0.2),
+}
 
 
 def made_up(wrong: tuple[str, ...] = (), tasks: tuple[str, ...] = ("prefill", "decode-1", "ragged"), **plan: Any) -> Result:

@@ -39,11 +39,11 @@ def test_green(llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert found["limits"][0]["bandwidth"] > 1e8 and found["limits"][0]["gemm"] > 1e8
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_red_on_a_falsified_rule(llama: Path, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", str(llama), *FLAGS, "--sabotage", "rms_norm", "--dtype", dtype]) == 1
+@pytest.mark.parametrize(("dtype", "system"), [("bfloat16", "hfgraph"), ("float32", "hfgraph-freezing")])
+def test_red_on_a_falsified_rule(llama: Path, dtype: str, system: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", str(llama), *FLAGS, "--systems", system, "--sabotage", "rms_norm", "--dtype", dtype]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["gate"]["wrong"] == ["hfgraph"]
+    assert found["gate"]["wrong"] == [system]
     wrong = next(c for c in found["gate"]["checks"] if not c["ok"])
     assert wrong["error"] > 1.5 * wrong["allowed"]
     assert "figures" not in found

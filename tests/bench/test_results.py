@@ -14,6 +14,7 @@ from bench_cases import made_up
 from hfgraph.bench import plot, show
 from hfgraph.bench.cores import Attempt
 from hfgraph.bench.limits import Limits, best
+from hfgraph.bench.plan import plot_files
 from hfgraph.bench.results import Sample, ratios
 from hfgraph.bench.running import Timing
 from hfgraph.tables import render
@@ -59,9 +60,9 @@ def test_json_holds_everything() -> None:
     assert found["ok"] and found["model"] == "smollm2-135m" and found["parameters"] == 134_515_008
     assert found["commit"] == "abc" and found["versions"] == {"torch": "2.13.0"} and found["machine"]["cores"] == 2
     assert found["tasks"]["prefill"]["prompts"] == [512]
-    assert len(found["limits"]) == 3 and len(found["figures"]) == 12 and len(found["samples"]) == 36
+    assert len(found["limits"]) == 3 and len(found["figures"]) == 15 and len(found["samples"]) == 45
     assert found["samples"][0]["attempts"] == [{"seconds": 9.0, "first": 9.0, "others": 0.8}, {"seconds": 1.0, "first": 0.1, "others": 0.0}]
-    assert found["gate"]["reference"] == "float64" and len(found["gate"]["checks"]) == 12
+    assert found["gate"]["reference"] == "float64" and len(found["gate"]["checks"]) == 15
 
 
 def test_no_figure_where_ours_is_wrong() -> None:
@@ -78,7 +79,7 @@ def test_no_figure_where_ours_is_wrong() -> None:
 def test_a_foreign_system_that_is_wrong_has_no_figures() -> None:
     result = made_up(wrong=("inductor",))
     assert result.ok and result.wrong == ["inductor"]
-    assert {f.system for f in result.figures()} == {"eager", "inductor-freezing", "hfgraph"}
+    assert {f.system for f in result.figures()} == {"eager", "inductor-freezing", "hfgraph", "hfgraph-freezing"}
     text = render(show.parts(result))
     assert "WRONG: inductor, prefill" in text and "│ inductor " not in text
 
@@ -98,7 +99,7 @@ def test_warnings_are_shown() -> None:
 def test_the_table() -> None:
     text = render(show.parts(made_up()))
     assert "smollm2-135m, 134.5 M parameters, bfloat16, on A Processor, AVX2, 2 threads" in text
-    assert "gate: 12 comparisons with float64, 0 wrong" in text
+    assert "gate: 15 comparisons with float64, 0 wrong" in text
     line = next(x for x in text.splitlines() if "hfgraph" in x and "2.00" in x)
     assert "2.00 - 2.50" in line and "1.0e-02" in line
     assert "4.0 GB/s read (2.0 - 4.0 by round), 400 GFLOP/s in bfloat16; no sample was disturbed" in text
@@ -106,7 +107,7 @@ def test_the_table() -> None:
 
 @pytest.mark.parametrize(("name", "written"), [("a.png", ["a.png"]), ("a.svg", ["a.svg"]), ("a-0.1", ["a-0.1.png", "a-0.1.svg"])])
 def test_plots(name: str, written: list[str], tmp_path: Path) -> None:
-    plot.save(made_up(), plot.files(tmp_path / name))
+    plot.save(made_up(), plot_files(tmp_path / name))
     assert sorted(p.name for p in tmp_path.iterdir()) == written
     for path in tmp_path.iterdir():
         data = path.read_bytes()

@@ -21,7 +21,7 @@ from hfgraph.bench.plan import Plan
 from hfgraph.bench.process import Crew, crew
 from hfgraph.bench.results import Result, Sample
 from hfgraph.bench.running import Timing, Work
-from hfgraph.bench.systems import BASELINE, OURS, SYSTEMS
+from hfgraph.bench.systems import BASELINE, SYSTEMS
 from hfgraph.bench.tasks import TASKS, Task
 from hfgraph.errors import DoesNotFit, RuleNotApplied, UnknownRule
 
@@ -134,7 +134,7 @@ def admit(workers: Crew, system: str, result: Result, steps: _Steps) -> None:
             found: dict[str, Any] | None = worker.ask("work", task=task)
             result.work[task] = Work(**found) if found else None
     rule = result.plan.sabotage
-    if rule and system == OURS and rule not in (applied := worker.ask("state")["applied"]):
+    if rule and SYSTEMS[system].ours and rule not in (applied := worker.ask("state")["applied"]):
         raise RuleNotApplied(rule, applied)
     if system in result.wrong:
         workers.dismiss(system)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgraph.bench.presets import NAMES, PRESETS, TINYLM, tinylm
-from hfgraph.bench.systems import BASELINE, OURS, SYSTEMS
+from hfgraph.bench.systems import BASELINE, SYSTEMS
 from hfgraph.bench.tasks import TASKS
 from hfgraph.errors import MissingPackage, SabotageNeedsOurs, UnknownModel, UnknownSystem, UnknownTask
 from hfgraph.files import check_writable
@@ -56,7 +56,7 @@ class Plan:
             if name not in here:
                 raise UnknownSystem(name, here, device)
         chosen = here if named_systems is None else [n for n in here if n == BASELINE or n in named_systems]
-        if rest.get("sabotage") and OURS not in chosen:
+        if rest.get("sabotage") and not any(SYSTEMS[s].ours for s in chosen):
             raise SabotageNeedsOurs(rest["sabotage"])
         sources = source_of(model)
         wanted = tuple(t for t in TASKS if named_tasks is None or t in named_tasks)
@@ -89,14 +89,18 @@ def source_of(model: str) -> str:
     return model
 
 
+def plot_files(path: Path) -> list[Path]:
+    """What is written for a plot's name: that file, or both kinds where its ending is neither."""
+    return [path] if path.suffix in (".png", ".svg") else [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+
+
 def check_outputs(out: Path | None, plot: Path | None) -> None:
     """Refuse, before any work, what could not be written after it.
 
     Raises:
         CannotWrite, MissingPackage.
     """
-    for path in (out, plot):
-        if path is not None:
-            check_writable(path)
+    for path in (*([out] if out else []), *(plot_files(plot) if plot else [])):
+        check_writable(path)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MissingPackage("matplotlib", "--plot", "pip install 'hfgraph[plots]'")

@@ -11,18 +11,13 @@ from hfgraph.bench.results import Figure, Result
 from hfgraph.bench.systems import BASELINE, SYSTEMS
 
 # Okabe and Ito's colours, which differ for every kind of colour vision; shapes say the same again.
-_LOOKS = dict(zip(SYSTEMS, (("#8c8c8c", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#0072B2", "D")), strict=True))
+_LOOKS = dict(zip(SYSTEMS, (("#8c8c8c", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#0072B2", "D"), ("#CC79A7", "v")), strict=True))
 _APART = 1.13
 _INK, _FAINT = "#222222", "#d9d9d9"
 _STYLE: Any = {
     "font.size": 10, "text.color": _INK, "axes.edgecolor": "#888888", "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
     "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "hfgraph",
 }  # fmt: skip
-
-
-def files(path: Path) -> list[Path]:
-    """What is written for a name: that file, or both kinds where its ending is neither."""
-    return [path] if path.suffix in (".png", ".svg") else [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
 
 
 def save(result: Result, paths: list[Path]) -> None:

@@ -13,7 +13,7 @@ from hfgraph.bench.gate import Check
 from hfgraph.bench.limits import Limits
 from hfgraph.bench.plan import Plan
 from hfgraph.bench.running import Timing, Work
-from hfgraph.bench.systems import BASELINE, OURS
+from hfgraph.bench.systems import BASELINE, SYSTEMS
 from hfgraph.bench.tasks import Task
 
 
@@ -99,7 +99,7 @@ class Result:
     @property
     def ok(self) -> bool:
         """Whether hfgraph is right; others may be wrong, they are shown without figures."""
-        return not any(c.system == OURS for c in self.red)
+        return not any(SYSTEMS[c.system].ours for c in self.red)
 
     @property
     def wrong(self) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from hfgraph.bench.systems import BASELINE, OURS, SYSTEMS
+from hfgraph.bench.systems import BASELINE, SYSTEMS
 from hfgraph.errors import HfgraphError, HfgraphWarning, NothingCompiled
 
 _START = time.perf_counter()
@@ -141,7 +141,7 @@ class Session:
         torch._dynamo.config.accumulated_recompile_limit = 1000
         if self.system.freezing:
             config.freezing = True
-        backend = self._falsified(self.plan.sabotage) if self.plan.sabotage and self.name == OURS else self.system.backend
+        backend = self._falsified(self.plan.sabotage) if self.plan.sabotage and self.system.ours else self.system.backend
         self.model.compile(backend=backend, dynamic=False)
 
     def _falsified(self, rule: str) -> Callable[..., Any]:
@@ -162,7 +162,8 @@ class Session:
 
 def _import_compiler(system: str) -> None:
     """Imports are no part of the time to the first token."""
-    for module in ("torch._dynamo", "torch._inductor.compile_fx", *(["hfgraph.backend"] if system == OURS else [])):
+    ours = system in SYSTEMS and SYSTEMS[system].ours
+    for module in ("torch._dynamo", "torch._inductor.compile_fx", *(["hfgraph.backend"] if ours else [])):
         importlib.import_module(module)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfgraph.bench.plan import DTYPES, Plan, check_outputs
+from hfgraph.bench.plan import DTYPES, Plan, check_outputs, plot_files
 from hfgraph.bench.presets import NAMES
 from hfgraph.bench.systems import SYSTEMS
 from hfgraph.bench.tasks import TASKS
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hfgraph.bench.results import Result
 
 _TEXT = f"""\
-Time a model by eager, torch.compile (Inductor, on a CPU also with freezing) and hfgraph, in turns. First the gate: logits of
+Time a model by eager, Inductor and hfgraph (on a CPU the latter two also with freezing), in turns. First the gate: logits of
 all systems in the timed shapes are compared with float64, and where hfgraph is wrong no figure is shown. Then rounds; each
 begins with what the machine can do (bytes read, matrix products), so that shares of the limit stay true when it changes speed.
 Ratios are taken within a round. A sample that other processes disturbed is taken again.
@@ -70,7 +70,7 @@ def _run(given: argparse.Namespace) -> int:
     if given.plot and result.samples:
         from hfgraph.bench import plot
 
-        plot.save(result, plot.files(given.plot))
+        plot.save(result, plot_files(given.plot))
     return HOLDS if result.ok else DOES_NOT_HOLD
 
 
