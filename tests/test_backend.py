@@ -165,17 +165,6 @@ def test_the_last_report_knows_whose_it_is(compile_it, name: str) -> None:
     assert hfgraph.last_report().model == name
 
 
-@pytest.mark.parametrize("inductor", [False, True], ids=["as it is", "inductor"])
-def test_freezing_keeps_the_rewrites(inductor: bool) -> None:
-    """Weights are then attributes of Dynamo's graph. They must stay so, or Inductor packs nothing."""
-    model, x = Net(), torch.randn(2, 3, 16)
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-        torch.testing.assert_close(compiled(model, inductor=inductor)(x), model(x))
-        assert hfgraph.last_report().counts == {"rms_norm": 3, "add_rms_norm": 2}
-        kinds = [n.kind for n in hfgraph.last_report().graphs[0].before.nodes]
-    assert kinds.count("input") == 1 and kinds.count("constant") == len(list(model.parameters()))
-
-
 def test_every_pass_has_its_row() -> None:
     compiled(Net())(torch.randn(2, 3, 16))
     rows = hfgraph.last_report().graphs[0].rows

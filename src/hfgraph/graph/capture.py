@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
     with ExitStack() as stack:
         # Dynamo's fake tensors belong to Dynamo's fake mode; another mode would lose the sources of symbolic sizes.
         stack.enter_context(tracing(None))
-        stack.enter_context(_with_constants(_mode_of(fakes)))
+        stack.enter_context(_mode_of(fakes))
         stack.enter_context(preserve_node_meta())
         run = _Retrace(_isolate_vmap(gm)).run
         out = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
@@ -50,18 +50,6 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
     _copy_placeholder_meta(gm, out)
     out.meta.update(gm.meta)
     return out
-
-
-@contextmanager
-def _with_constants(mode: FakeTensorMode) -> Iterator[None]:
-    """Dynamo's fake mode, in which real tensors may take part: with freezing, weights are attributes of the graph, not inputs."""
-    before = mode.allow_non_fake_inputs
-    mode.allow_non_fake_inputs = True
-    try:
-        with mode:
-            yield
-    finally:
-        mode.allow_non_fake_inputs = before
 
 
 def _refuse_unsupported(gm: GraphModule) -> None:
