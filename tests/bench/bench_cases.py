@@ -22,7 +22,6 @@ SECONDS = {
     "inductor": (0.5, 1.0, 0.4),
     "inductor-freezing": (0.25, 0.5, 0.2),
     "hfgraph": (0.5, 0.8, 0.5),
-    "hfgraph-freezing": (0.2, 0.4, 0.2),
 }
 
 

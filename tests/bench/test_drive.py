@@ -65,8 +65,8 @@ def test_another_one_wrong_leaves(llama: Path, fakes: FakeWorkers) -> None:
     fakes.wrong = ("inductor",)
     result = drive.bench(plan(llama))
     assert result.ok and result.wrong == ["inductor"]
-    assert {s for s, r, _ in fakes.asked if r == "sample"} == {"eager", "inductor-freezing", "hfgraph", "hfgraph-freezing"}
-    assert {f.system for f in result.figures()} == {"eager", "inductor-freezing", "hfgraph", "hfgraph-freezing"}
+    assert {s for s, r, _ in fakes.asked if r == "sample"} == {"eager", "inductor-freezing", "hfgraph"}
+    assert {f.system for f in result.figures()} == {"eager", "inductor-freezing", "hfgraph"}
 
 
 def test_a_sabotage_takes_no_times(llama: Path, fakes: FakeWorkers) -> None:

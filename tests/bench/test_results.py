@@ -60,9 +60,9 @@ def test_json_holds_everything() -> None:
     assert found["ok"] and found["model"] == "smollm2-135m" and found["parameters"] == 134_515_008
     assert found["commit"] == "abc" and found["versions"] == {"torch": "2.13.0"} and found["machine"]["cores"] == 2
     assert found["tasks"]["prefill"]["prompts"] == [512]
-    assert len(found["limits"]) == 3 and len(found["figures"]) == 15 and len(found["samples"]) == 45
+    assert len(found["limits"]) == 3 and len(found["figures"]) == 12 and len(found["samples"]) == 36
     assert found["samples"][0]["attempts"] == [{"seconds": 9.0, "first": 9.0, "others": 0.8}, {"seconds": 1.0, "first": 0.1, "others": 0.0}]
-    assert found["gate"]["reference"] == "float64" and len(found["gate"]["checks"]) == 15
+    assert found["gate"]["reference"] == "float64" and len(found["gate"]["checks"]) == 12
 
 
 def test_no_figure_where_ours_is_wrong() -> None:
@@ -79,7 +79,7 @@ def test_no_figure_where_ours_is_wrong() -> None:
 def test_a_foreign_system_that_is_wrong_has_no_figures() -> None:
     result = made_up(wrong=("inductor",))
     assert result.ok and result.wrong == ["inductor"]
-    assert {f.system for f in result.figures()} == {"eager", "inductor-freezing", "hfgraph", "hfgraph-freezing"}
+    assert {f.system for f in result.figures()} == {"eager", "inductor-freezing", "hfgraph"}
     text = render(show.parts(result))
     assert "WRONG: inductor, prefill" in text and "│ inductor " not in text
 
@@ -99,7 +99,7 @@ def test_warnings_are_shown() -> None:
 def test_the_table() -> None:
     text = render(show.parts(made_up()))
     assert "smollm2-135m, 134.5 M parameters, bfloat16, on A Processor, AVX2, 2 threads" in text
-    assert "gate: 15 comparisons with float64, 0 wrong" in text
+    assert "gate: 12 comparisons with float64, 0 wrong" in text
     line = next(x for x in text.splitlines() if "hfgraph" in x and "2.00" in x)
     assert "2.00 - 2.50" in line and "1.0e-02" in line
     assert "4.0 GB/s read (2.0 - 4.0 by round), 400 GFLOP/s in bfloat16; no sample was disturbed" in text

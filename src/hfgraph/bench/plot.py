@@ -11,7 +11,7 @@ from hfgraph.bench.results import Figure, Result
 from hfgraph.bench.systems import BASELINE, SYSTEMS
 
 # Okabe and Ito's colours, which differ for every kind of colour vision; shapes say the same again.
-_LOOKS = dict(zip(SYSTEMS, (("#8c8c8c", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#0072B2", "D"), ("#CC79A7", "v")), strict=True))
+_LOOKS = dict(zip(SYSTEMS, (("#8c8c8c", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#0072B2", "D")), strict=True))
 _APART = 1.13
 _INK, _FAINT = "#222222", "#d9d9d9"
 _STYLE: Any = {

@@ -40,6 +40,5 @@ SYSTEMS: dict[str, System] = {
         System("inductor", "inductor"),
         System("inductor-freezing", "inductor", freezing=True, devices=("cpu",)),
         System("hfgraph", OURS),
-        System("hfgraph-freezing", OURS, freezing=True, devices=("cpu",)),
     )
 }

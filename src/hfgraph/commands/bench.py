@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hfgraph.bench.results import Result
 
 _TEXT = f"""\
-Time a model by eager, Inductor and hfgraph (on a CPU the latter two also with freezing), in turns. First the gate: logits of
+Time a model by eager, Inductor (on a CPU also with freezing) and hfgraph, in turns. First the gate: logits of
 all systems in the timed shapes are compared with float64, and where hfgraph is wrong no figure is shown. Then rounds; each
 begins with what the machine can do (bytes read, matrix products), so that shares of the limit stay true when it changes speed.
 Ratios are taken within a round. A sample that other processes disturbed is taken again.
