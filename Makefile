@@ -18,7 +18,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
-# Larger geometries, all tasks and systems: about an hour on two cores. Results and plots go into benchmarks/results/.
+# Larger geometries, all tasks and systems; a long run. Results and plots go into benchmarks/results/.
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 

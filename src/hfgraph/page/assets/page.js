@@ -68,7 +68,7 @@ function story(done, near, broken) {
   const parts = Object.entries(DATA.counts).map(([rule, n], i, all) => [i ? (i === all.length - 1 ? " and " : ", ") : "", el("b", {}, `${rule} ×${n}`)]);
   const left = DATA.graphs.filter((g) => g.unrewritten).length;
   return [done ? ["In one call of this model hfgraph rewrote ", parts, ". "] : "hfgraph rewrote nothing in this model. ",
-    near ? [el("a", { href: "#near" }, near === 1 ? "One place nearly matched" : `${near} places nearly matched`), " and was left alone; the reason is given. ".replace("was", near === 1 ? "was" : "were")] : done ? "No other place came near a rule. " : "",
+    near ? [el("a", { href: "#near" }, near === 1 ? "One place nearly matched" : `${near} places nearly matched`), ` and ${near === 1 ? "was" : "were"} left alone; the reason is given. `] : done ? "No other place came near a rule. " : "",
     left ? `${plural(left, "graph")} could not be rewritten at all. ` : "", broken ? [el("a", { href: "#breaks" }, plural(broken, "graph break")), " split the model. "] : "", "Everything else goes to Inductor as it was traced."];
 }
 

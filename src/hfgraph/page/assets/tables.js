@@ -1,8 +1,6 @@
 "use strict";
 // Below the model: what nearly was, what stays as traced, the passes, the rules, graphs and breaks.
 
-const STAGES = { canonical: "canonical", recognise: "recognise", fuse: "fuse", lower: "lower" };
-
 function table(columns, rows) {
   return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, columns.map(([name, kind]) => el("th", { class: kind }, name)))),
     el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) => el("td", { class: columns[i][1] }, cell)))))));
@@ -39,7 +37,7 @@ function tracedTable(graph) {
 }
 
 function ruleTable(graph) {
-  const rows = graph.rules.map((r) => [STAGES[r.stage] || r.stage, el("span", { class: r.matches ? "tag done" : "tag near" }, r.rule), String(r.matches), String(r.near_misses),
+  const rows = graph.rules.map((r) => [r.stage, el("span", { class: r.matches ? "tag done" : "tag near" }, r.rule), String(r.matches), String(r.near_misses),
     r.matches ? arrow(r.removed.nodes, r.added.nodes) : "", r.matches ? arrow(flops(r.removed.flops), flops(r.added.flops)) : "", r.matches ? arrow(bytes(r.removed.bytes), bytes(r.added.bytes)) : ""]);
   const note = "Nodes, flops and bytes of what each rule took out and put in. An operator on its own reads its inputs and writes its result; Inductor fuses beyond that.";
   return section("rules", "Rules", note, rows.length ? table([["stage"], ["rule"], ["matches", "n"], ["nearly", "n"], ["nodes", "n"], ["flops", "n"], ["bytes", "n"]], rows) : el("p", {}, "No rule matched."));
