@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from hfgraph.graph.canonical import tidy
 from hfgraph.graph.inputs import Dtype, Scalar, Switch
 from hfgraph.graph.match import CHEAP
-from hfgraph.graph.rewrite import RULES, apply_rules, variants
+from hfgraph.graph.replacing import RULES
+from hfgraph.graph.rewrite import apply_rules, variants
 from hfgraph.graph.rule import Rule
 from hfgraph.kernels import all_ops
 from hfgraph.rewrites import STAGES, all_rules, rules

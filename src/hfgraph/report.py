@@ -16,7 +16,8 @@ from hfgraph.breaks import Break
 from hfgraph.graph.cost import NOTHING, Work
 from hfgraph.graph.op import OPS
 from hfgraph.graph.origin import origin
-from hfgraph.graph.rewrite import FROM, RULES, Event
+from hfgraph.graph.replacing import FROM, RULES
+from hfgraph.graph.rewrite import Event
 from hfgraph.graph.snapshot import Snapshot, snapshot
 from hfgraph.pipeline import Done, Pass, Row
 

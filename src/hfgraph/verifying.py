@@ -21,7 +21,7 @@ from hfgraph.graph.alias import Aliases
 from hfgraph.graph.capture import Uncapturable, capture, copied
 from hfgraph.graph.judge import Error, Float64, Recorder, float_tensors, fresh_inputs, judge
 from hfgraph.graph.origin import module_path, site_name
-from hfgraph.graph.rewrite import REPLACES, RULES
+from hfgraph.graph.replacing import REPLACES, RULES
 from hfgraph.options import Options
 from hfgraph.pipeline import PIPELINE, Context, run
 

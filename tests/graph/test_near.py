@@ -103,7 +103,7 @@ def test_an_application_counts_what_it_took_and_gave() -> None:
 
 
 def test_a_new_node_names_what_it_stands_for() -> None:
-    from hfgraph.graph.rewrite import FROM, RULES
+    from hfgraph.graph.replacing import FROM, RULES
 
     gm = captured(lambda x, w: norm(x) * w + 1, X, W, change=tidy).graphs[0]
     before = {n.name: label(n) for n in gm.graph.nodes}

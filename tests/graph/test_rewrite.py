@@ -11,7 +11,8 @@ from marked import marked
 
 from hfgraph.graph.canonical import tidy
 from hfgraph.graph.inputs import Inputs, Scalar
-from hfgraph.graph.rewrite import REPLACES, RULES, Outcome, apply_rules
+from hfgraph.graph.replacing import REPLACES, RULES
+from hfgraph.graph.rewrite import Outcome, apply_rules
 from hfgraph.graph.rule import Rule
 
 X = torch.linspace(-3, 3, 2 * 3 * 4 * 8).reshape(2, 3, 4, 8)

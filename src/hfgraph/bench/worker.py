@@ -147,7 +147,7 @@ class Session:
     def _falsified(self, rule: str) -> Callable[..., Any]:
         """hfgraph's backend with a rule that is wrong; the rules that it applies are counted."""
         from hfgraph.backend import check_inputs, inductor, rewrite
-        from hfgraph.graph.rewrite import RULES
+        from hfgraph.graph.replacing import RULES
         from hfgraph.options import Options
         from hfgraph.pipeline import Context
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import SymInt, Tensor
@@ -18,16 +18,13 @@ from hfgraph.graph.match import Match, Matcher
 from hfgraph.graph.near import near_misses
 from hfgraph.graph.origin import origin
 from hfgraph.graph.pattern import Pattern, Wild
+from hfgraph.graph.recogniser import Found, Recogniser, Refusal, View, misfit, obstacle
+from hfgraph.graph.replacing import Change, erased, falsified, hand_over, inherited, replace_found, stand_in
 from hfgraph.graph.rule import Rule
 from hfgraph.graph.unify import NearMiss
 from hfgraph.graph.values import drop_dead, evaluated, is_symbol, same_layout, val
 from hfgraph.graph.variants import Variant, may_occur, size, variants
 
-# Meta keys of a rewritten node: the rules that made it, the node of the canonical graph whose value it computes, and all nodes
-# of the canonical graph whose work it does.
-RULES = "hfgraph_rules"
-REPLACES = "hfgraph_replaces"
-FROM = "hfgraph_from"
 _MAX_ROUNDS = 20
 
 
@@ -61,27 +58,53 @@ class Outcome:
     missed: list[Event] = field(default_factory=list)
 
 
-def apply_rules(gm: GraphModule, rules: Sequence[Rule], *, sabotage: str | None = None) -> Outcome:
+def apply_rules(gm: GraphModule, rules: Sequence[Rule | Recogniser], *, sabotage: str | None = None) -> Outcome:
     """Rewrite `gm` in place with `rules`, again and again until none fires. Larger patterns come first: smaller ones
-    are their fallback.
+    are their fallback. Recognisers come last: they see what patterns have made.
 
     Args:
         sabotage: name of a rule whose results are then falsified, to show that verification catches it.
     """
     dtypes = _float_dtypes(gm.graph)
-    rules = sorted(rules, key=lambda r: -size(r, dtypes[0]))
+    patterns = sorted((r for r in rules if isinstance(r, Rule)), key=lambda r: -size(r, dtypes[0]))
+    recognisers = [r for r in rules if isinstance(r, Recogniser)]
     matcher = Matcher(gm.graph)
+    view = View(gm.graph, matcher.aliases, matcher.numbers, matcher.added)
     outcome = Outcome()
     for _ in range(_MAX_ROUNDS):
-        fired = [n for r in rules for n in _apply(gm, matcher, r, dtypes, outcome, sabotage)]
+        refused: list[Event] = []
+        fired = [n for r in patterns for n in _apply(gm, matcher, r, dtypes, outcome, sabotage)]
+        fired += [n for r in recognisers for n in _recognise(gm, matcher, view, r, outcome, refused, sabotage)]
         if not fired:
             break
     else:
         raise IllegalGraph("rewrite", f"rules still fire after {_MAX_ROUNDS} rounds: {', '.join(sorted({r.name for r in rules}))}")
-    outcome.missed = [_missed(r, m) for r, m in near_misses(matcher, rules, dtypes, _guard)]
-    if outcome.applied:
+    outcome.missed = [*(_missed(r, m) for r, m in near_misses(matcher, patterns, dtypes, _guard)), *refused]
+    if outcome.applied or recognisers:
         drop_dead(gm.graph)
     return outcome
+
+
+def _recognise(
+    gm: GraphModule, matcher: Matcher, view: View, rule: Recogniser, outcome: Outcome, refused: list[Event], sabotage: str | None
+) -> list[Node]:
+    """Ask a recogniser about every anchor. Returns the nodes that went; takes down why it left others alone."""
+    fired: list[Node] = []
+    for node in [n for target in rule.anchors for n in matcher.index.get(target, ())]:
+        if not node.users or node in fired:
+            continue
+        found = rule.recognise(node, view)
+        if isinstance(found, Found):
+            differs = misfit(found)
+            found = Refusal(differs, node, found.nodes) if differs else obstacle(found, view) or found
+        if isinstance(found, Refusal):
+            names = tuple(n.name for n in found.nodes if n is not found.at)
+            refused.append(Event(rule.name, found.at.name, *origin(node), f"{rule.name}: {found.reason}", names))
+        elif found is not None:
+            done = replace_found(gm, matcher, rule.name, found, falsify=rule.name == sabotage)
+            outcome.applied.append(Event(rule.name, done.new[0].name, *origin(done.new[0]), removed=done.removed, added=work(done.new)))
+            fired.extend(done.gone)
+    return fired
 
 
 def _float_dtypes(graph: Graph) -> tuple[torch.dtype, ...]:
@@ -189,21 +212,11 @@ def _filled(value: Any, env: dict[Node, Any], scalars: dict[str, Any]) -> Any:
     return value
 
 
-class _Change(NamedTuple):
-    """Nodes that came, results first, nodes that went, and the work those were."""
-
-    new: list[Node]
-    gone: list[Node]
-    removed: Work
-
-
-def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, match: Match, *, falsify: bool) -> _Change:
+def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, match: Match, *, falsify: bool) -> Change:
     """Put the replacement in place of a match."""
     old = match.outputs
     replacement = variant.replacement(_dtype(match))
-    history = (*dict.fromkeys(r for g in match.nodes.values() for r in g.meta.get(RULES, ())), rule.name)
-    done = tuple(dict.fromkeys(name for g in (*match.nodes.values(), *match.copies) for name in g.meta.get(FROM, (g.name,))))
-    meta = {k: v for k, v in _richest(match).meta.items() if k not in ("val", RULES, REPLACES, FROM)}
+    meta = inherited(rule.name, old, [*match.nodes.values(), *match.copies])
     env: dict[Node, Any] = dict(zip(replacement.leaves, (match.leaves[n] for n in replacement.leaves.values()), strict=True))
     known = _known_values(replacement, old)
     with gm.graph.inserting_before(match.before):
@@ -211,22 +224,17 @@ def _replace(gm: GraphModule, matcher: Matcher, rule: Rule, variant: Variant, ma
             args, kwargs = _filled((p.args, p.kwargs), env, match.scalars)
             env[p] = _instantiate(gm.graph, p, args, kwargs)
             if isinstance(env[p], Node):
-                env[p].meta = {**meta, "val": known[p] if p in known else evaluated(env[p]), RULES: history, FROM: done}
+                env[p].meta = {**meta, "val": known[p] if p in known else evaluated(env[p])}
         new = [env[o] for o in replacement.outputs]
         for n, o in zip(new, old, strict=True):
-            if REPLACES in o.meta or RULES not in o.meta:
-                n.meta[REPLACES] = o.meta.get(REPLACES, o.name)
-        new = [_falsify(gm.graph, n, match.before) for n in new] if falsify else new
-    for p in replacement.nodes:
-        if isinstance(env[p], Node):
-            matcher.added(env[p], old[0])
-    for n, o in zip(new, old, strict=True):
-        if falsify:
+            stand_in(n, o)
+        new = [falsified(gm.graph, n, match.before) for n in new] if falsify else new
+    for n in dict.fromkeys([*(env[p] for p in replacement.nodes), *new]):
+        if isinstance(n, Node):
             matcher.added(n, old[0])
-        o.replace_all_uses_with(n)
-        matcher.aliases.inherit(n, o)
+    hand_over(matcher, old, new)
     inner = [n for n in env.values() if isinstance(n, Node) and n not in new and n not in match.leaves.values()]
-    return _Change([*new, *inner], *_erase(gm.graph, matcher, [*match.nodes.values(), *match.copies]))
+    return Change([*new, *inner], *erased(gm.graph, matcher, [*match.nodes.values(), *match.copies]))
 
 
 def _known_values(replacement: Pattern, old: Sequence[Node]) -> dict[Node, Any]:
@@ -237,12 +245,6 @@ def _known_values(replacement: Pattern, old: Sequence[Node]) -> dict[Node, Any]:
         if items and isinstance(val(p), list | tuple) and len(items) == len(val(p)):
             known[p] = tuple(items[i] for i in range(len(items)))
     return known
-
-
-def _richest(match: Match) -> Node:
-    """The node that knows its module and source line."""
-    ordered = [*match.outputs, *match.nodes.values()]
-    return next((n for n in ordered if n.meta.get("nn_module_stack")), ordered[0])
 
 
 def _instantiate(graph: Graph, p: Node, args: Any, kwargs: Any) -> Any:
@@ -256,24 +258,3 @@ def _instantiate(graph: Graph, p: Node, args: Any, kwargs: Any) -> Any:
         elif not any(isinstance(a, Node) for a in args):
             return p.target(*args)  # type: ignore[operator]
     return graph.call_function(p.target, args, kwargs)  # type: ignore[arg-type]
-
-
-def _falsify(graph: Graph, node: Node, before: Node) -> Node:
-    """Three per cent off: small enough to look plausible, large enough to matter."""
-    with graph.inserting_before(before):
-        wrong = graph.call_function(torch.ops.aten.mul.Tensor, (node, 1.03))
-    wrong.meta = {**node.meta}
-    node.meta = {k: v for k, v in node.meta.items() if k != REPLACES}
-    return wrong
-
-
-def _erase(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> tuple[list[Node], Work]:
-    """Remove what nobody uses any more, last first. Returns it, and the work it was."""
-    gone, removed = [], NOTHING
-    for node in sorted(set(nodes), reverse=True):
-        if not node.users:
-            removed += work([node])
-            graph.erase_node(node)
-            matcher.removed(node)
-            gone.append(node)
-    return gone, removed

@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from hfgraph.graph.cost import cost, is_operator
 from hfgraph.graph.origin import INPUT, modules, origin
-from hfgraph.graph.rewrite import FROM, RULES
+from hfgraph.graph.replacing import FROM, RULES
 from hfgraph.graph.unify import label
 from hfgraph.graph.values import val
 

@@ -6,13 +6,14 @@ import importlib
 import pkgutil
 from functools import cache
 
+from hfgraph.graph.recogniser import Recogniser
 from hfgraph.graph.rule import Rule
 
 STAGES = ("recognise", "fuse")
 
 
 @cache
-def rules(stage: str) -> tuple[Rule, ...]:
+def rules(stage: str) -> tuple[Rule | Recogniser, ...]:
     """The rules of one stage, by name of their files."""
     package = importlib.import_module(f"{__name__}.{stage}")
     found = []
@@ -22,6 +23,6 @@ def rules(stage: str) -> tuple[Rule, ...]:
     return tuple(found)
 
 
-def all_rules() -> tuple[Rule, ...]:
+def all_rules() -> tuple[Rule | Recogniser, ...]:
     """Every rule of every stage."""
     return tuple(r for stage in STAGES for r in rules(stage))

@@ -1,0 +1,110 @@
+"""What every replacement does, a rule's or a recogniser's: new nodes inherit what is known of the old ones, who then go."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from hfgraph.graph.cost import NOTHING, Work, work
+from hfgraph.graph.match import Matcher
+from hfgraph.graph.recogniser import Found
+from hfgraph.graph.values import evaluated, is_dense, same_layout, val
+
+# Meta keys of a rewritten node: the rules that made it, the node of the canonical graph whose value it computes, and all nodes
+# of the canonical graph whose work it does.
+RULES = "hfgraph_rules"
+REPLACES = "hfgraph_replaces"
+FROM = "hfgraph_from"
+
+
+class Change(NamedTuple):
+    """Nodes that came, results first, nodes that went, and the work those were."""
+
+    new: list[Node]
+    gone: list[Node]
+    removed: Work
+
+
+def inherited(rule: str, outputs: Sequence[Node], nodes: Iterable[Node]) -> dict[str, Any]:
+    """Meta of what replaces `nodes`: the place of the node that knows its own best, the rules so far, the work taken over."""
+    nodes = list(nodes)
+    known = next((n for n in (*outputs, *nodes) if n.meta.get("nn_module_stack")), outputs[0])
+    history = (*dict.fromkeys(r for n in nodes for r in n.meta.get(RULES, ())), rule)
+    done = tuple(dict.fromkeys(name for n in nodes for name in n.meta.get(FROM, (n.name,))))
+    return {**{k: v for k, v in known.meta.items() if k not in ("val", RULES, REPLACES, FROM)}, RULES: history, FROM: done}
+
+
+def stand_in(new: Node, old: Node) -> None:
+    """Note the canonical node whose value `new` computes."""
+    if REPLACES in old.meta or RULES not in old.meta:
+        new.meta[REPLACES] = old.meta.get(REPLACES, old.name)
+
+
+def falsified(graph: Graph, node: Node, before: Node) -> Node:
+    """Three per cent off: small enough to look plausible, large enough to matter."""
+    with graph.inserting_before(before):
+        wrong = graph.call_function(torch.ops.aten.mul.Tensor, (node, 1.03))
+    wrong.meta = {**node.meta}
+    node.meta = {k: v for k, v in node.meta.items() if k != REPLACES}
+    return wrong
+
+
+def hand_over(matcher: Matcher, old: Sequence[Node], new: Sequence[Node]) -> None:
+    """Users of the old results read the new ones."""
+    for n, o in zip(new, old, strict=True):
+        o.replace_all_uses_with(n)
+        matcher.aliases.inherit(n, o)
+
+
+def erased(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> tuple[list[Node], Work]:
+    """Remove what nobody uses any more, last first. Returns it, and the work it was."""
+    gone, removed = [], NOTHING
+    for node in sorted(set(nodes), reverse=True):
+        if not node.users:
+            removed += work([node])
+            graph.erase_node(node)
+            matcher.removed(node)
+            gone.append(node)
+    return gone, removed
+
+
+def replace_found(gm: GraphModule, matcher: Matcher, rule: str, found: Found, *, falsify: bool) -> Change:
+    """Put a recognised op in place of what it computes."""
+    place = found.place
+    meta = inherited(rule, found.outputs, found.nodes)
+    made = [_call(gm.graph, found.op.target, (), dict(found.args), meta, place)]
+    several = not isinstance(val(made[0]), Tensor)
+    results = [_call(gm.graph, operator.getitem, (made[0], i), {}, meta, place) for i in range(len(found.outputs))] if several else made[:1]
+    made += results if several else []
+    new = []
+    for result, old in zip(results, found.outputs, strict=True):
+        kept = _as_laid_out(gm.graph, result, old, meta, place)
+        stand_in(kept, old)
+        new.append(falsified(gm.graph, kept, place) if falsify else kept)
+        made += [kept, new[-1]]
+    made = list(dict.fromkeys(made))
+    for n in made:
+        matcher.added(n, place)
+    hand_over(matcher, found.outputs, new)
+    gone, removed = erased(gm.graph, matcher, found.nodes)
+    return Change([*new, *(n for n in made if n not in new)], gone, removed)
+
+
+def _call(graph: Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], meta: dict[str, Any], before: Node) -> Node:
+    with graph.inserting_before(before):
+        node = graph.call_function(target, args, kwargs)
+    node.meta = {**meta, "val": None}
+    node.meta["val"] = evaluated(node)
+    return node
+
+
+def _as_laid_out(graph: Graph, new: Node, old: Node, meta: dict[str, Any], before: Node) -> Node:
+    """Views further on were made for the old strides; where an op has others, a copy restores dense ones."""
+    if same_layout(val(new), val(old)) or not is_dense(val(old)):
+        return new
+    return _call(graph, torch.ops.aten.clone.default, (new,), {"memory_format": torch.contiguous_format}, meta, before)
