@@ -16,7 +16,7 @@ from hfgraph.breaks import Break
 from hfgraph.graph.cost import NOTHING, Work
 from hfgraph.graph.op import OPS
 from hfgraph.graph.origin import origin
-from hfgraph.graph.replacing import FROM, RULES
+from hfgraph.graph.replacing import FROM, NOTE, RULES
 from hfgraph.graph.rewrite import Event
 from hfgraph.graph.snapshot import Snapshot, snapshot
 from hfgraph.pipeline import Done, Pass, Row
@@ -36,6 +36,7 @@ class Site:
         code: the text of the source line.
         node: the node that it became; for a near miss, the first that differs.
         nodes: the nodes of the canonical graph that it stands for; for a near miss, those that fitted.
+        note: what was read off the site, e.g. of an attention what its mask allows.
     """
 
     rule: str
@@ -47,6 +48,7 @@ class Site:
     code: str = ""
     node: str = ""
     nodes: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass
@@ -127,7 +129,7 @@ def _recognised(gm: GraphModule) -> list[Site]:
     for n in gm.graph.nodes:
         if n.target in ops:
             module, source, code = origin(n)
-            found.append(Site(ops[n.target], "recognised", module, source, "", n.meta.get(RULES, ()), code, n.name, n.meta.get(FROM, ())))
+            found.append(Site(ops[n.target], "recognised", module, source, "", n.meta.get(RULES, ()), code, n.name, n.meta.get(FROM, ()), n.meta.get(NOTE, "")))
     return found
 
 

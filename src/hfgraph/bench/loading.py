@@ -95,5 +95,3 @@ def _lookups(model: nn.Module) -> Iterator[nn.Parameter]:
     for m in model.modules():
         if isinstance(m, nn.Embedding):
             yield from m.parameters()
-
-

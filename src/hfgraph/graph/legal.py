@@ -82,5 +82,3 @@ def problem(gm: GraphModule, stage: str) -> str | None:
     except Exception as e:
         return f"lint: {e}"
     return next((found for check in LEGAL[stage] if (found := check(gm)) is not None), None)
-
-

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from hfgraph.graph.alias import Aliases
 from hfgraph.graph.cse import ValueNumbers
@@ -30,6 +31,8 @@ class Found:
         args: arguments of the op by name; graph nodes where tensors or sizes belong. All stand before the last output.
         nodes: the nodes whose work the op does, `outputs` among them. Those that something else needs as well stay.
         private: those of `nodes` that nothing else may need; otherwise their work would be done twice.
+        note: what the report says of this site, in words.
+        then: operators, with what follows their first argument, that turn the op's result into the output.
     """
 
     outputs: tuple[Node, ...]
@@ -37,6 +40,8 @@ class Found:
     args: Mapping[str, Any]
     nodes: tuple[Node, ...]
     private: tuple[Node, ...] = ()
+    then: tuple[tuple[Any, ...], ...] = ()
+    note: str = ""
 
     @property
     def place(self) -> Node:
@@ -142,11 +147,22 @@ def obstacle(found: Found, view: View) -> Refusal | None:
 
 def misfit(found: Found) -> str | None:
     """How the op's results would differ from the values they replace, in shape, dtype or device, on fake tensors."""
-    args = {n: val(a) if isinstance(a, Node) else a for n, a in found.args.items()}
-    with val(found.outputs[0]).fake_mode, torch.no_grad():
-        results = found.op(**args)
-    for node, new in zip(found.outputs, [results] if isinstance(results, Tensor) else results, strict=True):
+    try:
+        results = _on_fakes(found)
+    except RuntimeError as e:
+        return f"the op does not take these arguments ({e})"
+    for node, new in zip(found.outputs, results, strict=True):
         old = val(node)
         if new.dtype != old.dtype or new.device != old.device or not same_shape(new, old):
             return f"the op would give {new.dtype} {tuple(new.shape)} instead of {old.dtype} {tuple(old.shape)}"
     return None
+
+
+def _on_fakes(found: Found) -> list[Tensor]:
+    args = {n: val(a) if isinstance(a, Node) else a for n, a in found.args.items()}
+    with val(found.outputs[0]).fake_mode, torch.no_grad():
+        results = found.op(**args)
+        results = [results] if isinstance(results, Tensor) else list(results)
+        for target, *rest in found.then:
+            results = [target(r, *map_arg(rest, val)) for r in results]
+    return results

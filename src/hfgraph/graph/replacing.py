@@ -20,6 +20,8 @@ from hfgraph.graph.values import evaluated, is_dense, same_layout, val
 RULES = "hfgraph_rules"
 REPLACES = "hfgraph_replaces"
 FROM = "hfgraph_from"
+# What a recogniser says of a site, for the report.
+NOTE = "hfgraph_note"
 
 
 class Change(NamedTuple):
@@ -36,7 +38,7 @@ def inherited(rule: str, outputs: Sequence[Node], nodes: Iterable[Node]) -> dict
     known = next((n for n in (*outputs, *nodes) if n.meta.get("nn_module_stack")), outputs[0])
     history = (*dict.fromkeys(r for n in nodes for r in n.meta.get(RULES, ())), rule)
     done = tuple(dict.fromkeys(name for n in nodes for name in n.meta.get(FROM, (n.name,))))
-    return {**{k: v for k, v in known.meta.items() if k not in ("val", RULES, REPLACES, FROM)}, RULES: history, FROM: done}
+    return {**{k: v for k, v in known.meta.items() if k not in ("val", RULES, REPLACES, FROM, NOTE)}, RULES: history, FROM: done}
 
 
 def stand_in(new: Node, old: Node) -> None:
@@ -76,11 +78,14 @@ def erased(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> tuple[list[
 def replace_found(gm: GraphModule, matcher: Matcher, rule: str, found: Found, *, falsify: bool) -> Change:
     """Put a recognised op in place of what it computes."""
     place = found.place
-    meta = inherited(rule, found.outputs, found.nodes)
+    meta = {**inherited(rule, found.outputs, found.nodes), NOTE: found.note}
     made = [_call(gm.graph, found.op.target, (), dict(found.args), meta, place)]
     several = not isinstance(val(made[0]), Tensor)
     results = [_call(gm.graph, operator.getitem, (made[0], i), {}, meta, place) for i in range(len(found.outputs))] if several else made[:1]
     made += results if several else []
+    for target, *rest in found.then:
+        results = [_call(gm.graph, target, (r, *rest), {}, meta, place) for r in results]
+        made += results
     new = []
     for result, old in zip(results, found.outputs, strict=True):
         kept = _as_laid_out(gm.graph, result, old, meta, place)

@@ -85,9 +85,7 @@ def apply_rules(gm: GraphModule, rules: Sequence[Rule | Recogniser], *, sabotage
     return outcome
 
 
-def _recognise(
-    gm: GraphModule, matcher: Matcher, view: View, rule: Recogniser, outcome: Outcome, refused: list[Event], sabotage: str | None
-) -> list[Node]:
+def _recognise(gm: GraphModule, matcher: Matcher, view: View, rule: Recogniser, outcome: Outcome, refused: list[Event], sabotage: str | None) -> list[Node]:
     """Ask a recogniser about every anchor. Returns the nodes that went; takes down why it left others alone."""
     fired: list[Node] = []
     for node in [n for target in rule.anchors for n in matcher.index.get(target, ())]:
@@ -113,9 +111,7 @@ def _float_dtypes(graph: Graph) -> tuple[torch.dtype, ...]:
     return tuple(sorted(found or {torch.float32}, key=str))
 
 
-def _apply(
-    gm: GraphModule, matcher: Matcher, rule: Rule, dtypes: tuple[torch.dtype, ...], outcome: Outcome, sabotage: str | None
-) -> list[Node]:
+def _apply(gm: GraphModule, matcher: Matcher, rule: Rule, dtypes: tuple[torch.dtype, ...], outcome: Outcome, sabotage: str | None) -> list[Node]:
     fired: list[Node] = []
     if not may_occur(rule, dtypes[0], matcher):
         return fired

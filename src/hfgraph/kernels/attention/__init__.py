@@ -1,0 +1,140 @@
+"""Attention with its structure as attributes: which keys a query sees is said, not tabulated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfgraph.graph.inputs import Inputs, Scalar
+from hfgraph.graph.op import Cost, op
+from hfgraph.graph.values import same_size
+from hfgraph.kernels.attention.masking import allowed_keys, is_causal
+
+
+def _cost(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, *rest: Any, **named: Any) -> Cost:
+    """Two products over all pairs of queries and keys, without credit for a structure; every tensor moved once."""
+    del rest, named
+    read = sum(t.numel() * t.element_size() for t in (q, k, v, mask, bias) if t is not None)
+    out = q.numel() // max(q.shape[-1], 1) * v.shape[-1]
+    return Cost(flops=2 * (q.numel() + out) * k.shape[-2], bytes=read + out * q.element_size())
+
+
+@op(
+    cost=_cost,
+    inputs=Inputs(
+        q="B H T D",
+        k="B H S D",
+        v="B H S E",
+        mask="B H T S?",
+        bias="B H T S?",
+        sinks="H?",
+        segments="B S?",
+        start="S?",
+        scale=Scalar(0.125),
+        scales=(1.0, 1e-3),
+    ),
+)
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    segments: Tensor | None = None,
+    start: Tensor | None = None,
+    scale: float = 1.0,
+    left: int = -1,
+    right: int = -1,
+    chunk: int = 0,
+    offset: int | None = None,
+    softcap: float = 0.0,
+    slopes: list[float] | None = None,
+    masked: float | None = None,
+) -> Tensor:
+    """``softmax(softcap(q k^T * scale) + bias) v`` over the keys that each query may attend to (Vaswani et al., 2017, arXiv:1706.03762).
+
+    Query i stands at position p = i + K - Q, or i + `offset`, or i + `start`; key j at position j. It may attend to j if
+    ``p - left <= j <= p + right`` (negative: unbounded), if both lie in the same chunk and the same segment, and if `mask` allows it.
+
+    Args:
+        q: (..., H, Q, D).
+        k: (..., G, K, D), with G = H, or a divisor of H: head h reads group h * G // H.
+        v: (..., G, K, E).
+        mask: what no attribute says, boolean, True where a query may attend; broadcastable to (..., H, Q, K).
+        bias: added to the scores; broadcastable to (..., H, Q, K).
+        sinks: (H,), scores of one more key per head that has no value.
+        segments: (B, K), integers; a query attends within its own segment only.
+        start: 0-dim, the position of the first query where only the run knows it.
+        scale: of the scores.
+        left, right: how many positions before and after its own a query may attend to; negative for all.
+        chunk: size of the chunks; 0 for none.
+        offset: position of the first query; None where the queries are the last positions.
+        softcap: scores s become ``softcap * tanh(s / softcap)``; 0 for none.
+        slopes: (H,) of ALiBi: ``slope * (j - p)`` is added (Press et al., 2021, arXiv:2108.12409).
+        masked: the score of a key that may not be attended to; None where it does not count at all. They differ for
+            queries without any key: a finite score spreads them over all keys, None gives zeros.
+
+    Returns:
+        (..., H, Q, E), in q's dtype.
+    """
+    allowed = None
+    causal = mask is None and segments is None and start is None and is_causal(q, k, left, right, chunk, offset)
+    if not causal or bias is not None or slopes or softcap or sinks is not None:
+        allowed, causal = allowed_keys(q, k, mask, segments, start, left, right, chunk, offset), False
+    bias = _with_slopes(bias, slopes, q, k)
+    if softcap or sinks is not None:
+        return _spelled(q, k, v, allowed, bias, sinks, scale, softcap, masked)
+    grouped = not same_size(q.shape[-3], k.shape[-3]) if q.ndim > 3 else False
+    if grouped and allowed is None and bias is None and same_size(q.shape[-2], 1):
+        return _folded(q, k, v, scale)
+    if bias is not None or (allowed is not None and masked is not None):
+        allowed = _additive(allowed, bias, masked, q)
+    return F.scaled_dot_product_attention(q, k, v, allowed, is_causal=causal, scale=scale, enable_gqa=grouped)
+
+
+def _with_slopes(bias: Tensor | None, slopes: list[float] | None, q: Tensor, k: Tensor) -> Tensor | None:
+    if not slopes:
+        return bias
+    distance = torch.arange(k.shape[-2], device=q.device) - (k.shape[-2] - 1)
+    alibi = (torch.tensor(slopes, device=q.device)[:, None, None] * distance).to(q.dtype)
+    return alibi if bias is None else bias + alibi
+
+
+def _additive(allowed: Tensor | None, bias: Tensor | None, masked: float | None, q: Tensor) -> Tensor:
+    """Mask and bias as one tensor of scores to add."""
+    bias = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias.to(q.dtype)
+    return bias if allowed is None else torch.where(allowed, bias, float("-inf") if masked is None else masked)
+
+
+def _folded(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """One query: the heads of a group become queries of one head, so that each key is read once."""
+    groups = k.shape[-3]
+    many = q.reshape(*q.shape[:-3], groups, q.shape[-3] // groups, q.shape[-1])
+    out = F.scaled_dot_product_attention(many, k, v, scale=scale)
+    return out.reshape(*q.shape[:-1], v.shape[-1])
+
+
+def _spelled(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor | None, sinks: Tensor | None, scale: float, softcap: float, masked: float | None
+) -> Tensor:
+    """As models write it: scores rounded to the inputs' dtype, their softmax in float32."""
+    if q.ndim > 3 and not same_size(q.shape[-3], k.shape[-3]):
+        k, v = (t.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3) for t in (k, v))
+    scores = torch.matmul(q, k.transpose(-1, -2)) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias
+    if allowed is not None:
+        scores = torch.where(allowed, scores, float("-inf") if masked is None else masked)
+    if sinks is not None:
+        last = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, last], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    if allowed is not None and masked is None and sinks is None:
+        weights = torch.where(allowed.any(-1, keepdim=True), weights, 0.0)
+    return torch.matmul(weights if sinks is None else weights[..., :-1], v)

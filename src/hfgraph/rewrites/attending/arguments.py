@@ -1,0 +1,188 @@
+"""The mask and bias of an attention as arguments of the op."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from hfgraph.graph.evaluate import CannotEvaluate, data, evaluate
+from hfgraph.graph.recogniser import Refusal, View
+from hfgraph.graph.values import is_symbol, same_size, val
+from hfgraph.rewrites.attending.factors import Bias, Factor, Parts
+from hfgraph.rewrites.attending.mask import Masking, read_mask
+from hfgraph.rewrites.attending.pairs import Pairs
+from hfgraph.rewrites.attending.structure import Structure
+
+aten = torch.ops.aten
+
+
+class Arguments(NamedTuple):
+    """Arguments of the op, and what they say in words."""
+
+    named: dict[str, Any]
+    words: str
+
+
+def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, base: Structure | None) -> Arguments | Refusal:
+    """Arguments of the op for a mask over the pairs of `q` and `k`.
+
+    Args:
+        before: where helper nodes may go.
+        base: a structure that holds besides the mask.
+    """
+    unfit = _unfit(parts, q, k)
+    if unfit is not None:
+        return Refusal(f"a mask or bias of shape {tuple(val(unfit).shape)} does not fit the scores", unfit)
+    masking = read_mask(parts, q, k, view)
+    if base is not None and not masking.structure.is_full:
+        return Refusal("a causal attention has a mask with a structure of its own", before)
+    structure = masking.structure if base is None else base
+    slopes, biases = _slopes(parts.biases, q, k, view)
+    named: dict[str, Any] = {
+        "mask": _conjunction(masking.factors, view, before),
+        "bias": _sum(biases, view, before),
+        "segments": masking.segments,
+        "start": _start(masking, view),
+        "left": structure.left,
+        "right": structure.right,
+        "chunk": structure.chunk,
+        "offset": structure.offset,
+        "slopes": slopes,
+    }
+    if masking.factors and parts.fills:
+        if len(parts.fills) > 1:
+            return Refusal(f"masked scores are {' and '.join(str(f) for f in sorted(parts.fills))}", before)
+        named["masked"] = next(iter(parts.fills))
+    given = {n: a for n, a in named.items() if a is not None}
+    return Arguments(given, in_words(given, masking.reason))
+
+
+def in_words(named: Mapping[str, Any], reason: str) -> str:
+    """What an attention's arguments say of its mask: the structure, and what stays a tensor."""
+    words = [*_shape_in_words(named["left"], named["right"]), *([f"chunks of {named['chunk']}"] if named["chunk"] else [])]
+    words = words or ["full"]
+    words += ["ALiBi"] if named.get("slopes") else []
+    words += ["segments"] if "segments" in named else []
+    words += ["first position known at run time"] if "start" in named else []
+    if "mask" in named:
+        words.append("padding as a tensor" if val(named["mask"]).ndim > 1 and same_size(val(named["mask"]).shape[-2], 1) else "mask as a tensor")
+    words += ["bias as a tensor"] if "bias" in named else []
+    return ", ".join(words) + (f" ({reason})" if reason else "")
+
+
+def _shape_in_words(left: int, right: int) -> list[str]:
+    if right == 0:
+        return ["causal"] if left < 0 else [f"sliding window of {left + 1}"]
+    if left < 0 and right < 0:
+        return []
+    return [f"from {left if left >= 0 else 'all'} before to {right if right >= 0 else 'all'} after"]
+
+
+def _start(masking: Masking, view: View) -> Node | None:
+    """The counter's value where the mask was made: it moves on later."""
+    if masking.start is None or masking.reader is None:
+        return None
+    key = ("start", masking.start, masking.reader)
+    if key not in view.memo:
+        view.memo[key] = view.call(aten.clone.default, masking.start, before=masking.reader)
+    return view.memo[key]
+
+
+def _conjunction(factors: Sequence[Factor], view: View, before: Node) -> Node | None:
+    """All conditions in one tensor; layers that share a mask share it."""
+    if not factors:
+        return None
+    key = ("conjunction", tuple(factors))
+    if key not in view.memo:
+        place = max(f.node for f in factors).next
+        nodes = [view.call(aten.logical_not.default, f.node, before=place) if f.negated else f.node for f in factors]
+        nodes = [n if val(n).dtype is torch.bool else view.call(aten.to.dtype, n, torch.bool, before=place) for n in nodes]
+        both = nodes[0]
+        for node in nodes[1:]:
+            both = view.call(aten.__and__.Tensor, both, node, before=place)
+        view.memo[key] = both
+    return view.memo[key]
+
+
+def _sum(biases: Sequence[Bias], view: View, before: Node) -> Node | None:
+    nodes = [b.node if b.factor == 1.0 else view.call(aten.mul.Tensor, b.node, b.factor, before=before) for b in biases]
+    total = nodes[0] if nodes else None
+    for node in nodes[1:]:
+        total = view.call(aten.add.Tensor, total, node, before=before)
+    return total
+
+
+def _slopes(biases: Sequence[Bias], q: Node, k: Node, view: View) -> tuple[list[float] | None, list[Bias]]:
+    """ALiBi among the biases: one that falls evenly with the distance, at the same rate for all queries of a head."""
+    for bias in biases:
+        key = ("slopes", bias)
+        if key not in view.memo:
+            view.memo[key] = _slope_of(bias.node, q, k)
+        if view.memo[key] is not None:
+            return [bias.factor * s for s in view.memo[key]], [b for b in biases if b is not bias]
+    return None, list(biases)
+
+
+def _slope_of(bias: Node, q: Node, k: Node) -> list[float] | None:
+    if data(bias, {}) or val(bias).ndim < 3:
+        return None
+    pairs = Pairs(q, k)
+    found: list[list[float]] = []
+    try:
+        for sizes in pairs.trials([Factor(bias)]):
+            (values,) = evaluate([bias], sizes, {})
+            rows = values.double().reshape(-1, *values.shape[-3:])
+            keys = rows.shape[-1]
+            if keys < 2:
+                continue
+            rate = rows[..., :1, 1] - rows[..., :1, 0]
+            line = rate[..., None] * torch.arange(keys)
+            rounding = torch.finfo(values.dtype).eps * (rows.abs().max() + 1)
+            if not torch.allclose(rows - rows[..., :1], line.expand_as(rows), atol=float(4 * rounding), rtol=0) or len(rate.unique(dim=0)) > 1:
+                return None
+            found.append(rate[0, :, 0].tolist())
+    except CannotEvaluate:
+        return None
+    heads = val(q).shape[-3]
+    same = found and all(math.isclose(a, b, rel_tol=1e-2) for f in found for a, b in zip(f, found[0], strict=True))
+    return found[0] if same and same_size(len(found[0]), heads) and any(found[0]) else None
+
+
+def split_heads(parts: Parts, heads: Sequence[Any], scores: Tensor, view: View, before: Node) -> Parts:
+    """Masks and biases of scores (B * H, Q, K) as those of `scores` (B, H, Q, K)."""
+
+    def split(node: Node) -> Node:
+        shape = val(node).shape
+        if len(shape) != 3 or same_size(shape[0], 1) or not same_size(shape[0], scores.shape[0] * scores.shape[1]):
+            return node
+        key = ("split", node)
+        if key not in view.memo:
+            tail = [view.call(aten.sym_size.int, node, i, before=before) if is_symbol(s) else s for i, s in enumerate(shape)][1:]
+            view.memo[key] = view.call(aten.reshape.default, node, [*heads, *tail], before=before)
+        return view.memo[key]
+
+    factors = [Factor(split(f.node), f.negated) for f in parts.factors]
+    return Parts(factors, [Bias(split(b.node), b.factor) for b in parts.biases], parts.fills)
+
+
+def _unfit(parts: Parts, q: Node, k: Node) -> Node | None:
+    """A mask or bias that does not broadcast to the scores."""
+    scores = (*val(q).shape[:-1], val(k).shape[-2])
+    for node in (*(f.node for f in parts.factors), *(b.node for b in parts.biases)):
+        shape = val(node).shape
+        if len(shape) > len(scores) or not all(same_size(a, 1) or same_size(a, b) for a, b in zip(shape[::-1], scores[::-1], strict=False)):
+            return node
+    return None
+
+
+def per_head(sinks: Node, q: Node) -> Node | None:
+    """The (H,) vector that a tensor of sinks was made of."""
+    node: Any = sinks
+    while isinstance(node, Node) and node.target in (aten.expand.default, aten.reshape.default, aten.to.dtype, aten.unsqueeze.default):
+        node = node.args[0]
+    return node if isinstance(node, Node) and val(node).ndim == 1 and same_size(val(node).shape[0], val(q).shape[-3]) else None

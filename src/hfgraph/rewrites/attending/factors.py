@@ -1,0 +1,199 @@
+"""A mask taken apart: the conditions that must all hold for a pair, and what is added to its score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from hfgraph.graph.values import arguments, val
+
+aten = torch.ops.aten
+# Scores from here on down are masks; what is less negative may still matter to a sum.
+_MASKED = {torch.float16: -6.0e4}
+_MASKED_BELOW = -1.0e30
+
+_AND = frozenset({aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default})
+_OR = frozenset({aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default})
+_NOT = frozenset({aten.logical_not.default, aten.bitwise_not.default})
+_FULL = frozenset({aten.full.default, aten.full_like.default, aten.new_full.default, aten.scalar_tensor.default})
+_ZEROS = frozenset({aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default})
+
+
+class Factor(NamedTuple):
+    """A condition on pairs: `node` must be True, or False where `negated`."""
+
+    node: Node
+    negated: bool = False
+
+
+class Bias(NamedTuple):
+    """A tensor that is multiplied by a number and added to the scores."""
+
+    node: Node
+    factor: float = 1.0
+
+
+@dataclass
+class Parts:
+    """What a mask is made of.
+
+    Attributes:
+        factors: conditions; a pair counts where all hold.
+        biases: tensors added to the scores.
+        fills: scores that masked pairs get.
+    """
+
+    factors: list[Factor] = field(default_factory=list)
+    biases: list[Bias] = field(default_factory=list)
+    fills: set[float] = field(default_factory=set)
+
+    def condition(self, node: Node, negated: bool = False) -> None:
+        """Take a boolean tensor apart."""
+        if negated == (node.target in _OR) and node.target in _AND | _OR:
+            self.condition(operand(node), negated)
+            self.condition(operand(node, 1), negated)
+        elif node.target in _NOT:
+            self.condition(operand(node), not negated)
+        elif _is_broadcast(node):
+            self.condition(operand(node), negated)
+        elif not negated and node.target is aten.masked_fill.Scalar and node.args[2] in (False, 0) and _is_bool(node):
+            self.condition(operand(node))
+            self.condition(operand(node, 1), True)
+        elif not negated and node.target is aten.where.self and (rest := _kept_where(node)) is not None:
+            self.condition(operand(node))
+            self.condition(rest)
+        else:
+            self.factors.append(Factor(node, negated))
+
+    def added(self, node: Node, factor: float = 1.0) -> None:
+        """Take apart a tensor that, times a number, is added to the scores: masks to conditions, the rest stays a bias."""
+        step = _ADDED.get(node.target)
+        if _is_broadcast(node) or (node.target is aten.to.dtype and val(operand(node)).is_floating_point()):
+            self.added(operand(node), factor)
+        elif step is None or not step(self, node, factor):
+            self.biases.append(Bias(node, factor))
+
+    def mask(self, condition: Node, fill: float, negated: bool) -> None:
+        """Pairs that fail a condition get the score `fill`."""
+        self.fills.add(fill)
+        self.condition(condition, negated)
+
+
+def is_mask(value: Any, dtype: torch.dtype) -> bool:
+    """A score so low that it masks."""
+    return isinstance(value, int | float) and value <= _MASKED.get(dtype, _MASKED_BELOW)
+
+
+def constant(value: Any) -> float | None:
+    """The one number that an operand holds, if the graph says so."""
+    if isinstance(value, int | float):
+        return float(value)
+    if not isinstance(value, Node):
+        return None
+    if _is_broadcast(value) or value.target is aten.to.dtype:
+        return constant(operand(value))
+    if value.target in _ZEROS:
+        return 0.0
+    filled = arguments(value) if value.target in _FULL else {}
+    number = filled.get("fill_value", filled.get("s"))
+    return float(number) if isinstance(number, int | float) else None
+
+
+def _add(parts: Parts, node: Node, factor: float) -> bool:
+    a, b = node.args[:2]
+    if not isinstance(a, Node) or not isinstance(b, Node) or arguments(node)["alpha"] != 1:
+        return False
+    parts.added(a, factor)
+    parts.added(b, factor)
+    return True
+
+
+def _masked_fill(parts: Parts, node: Node, factor: float) -> bool:
+    fill = constant(node.args[2])
+    if fill is None or not is_mask(fill, val(node).dtype):
+        return False
+    parts.mask(operand(node, 1), fill, True)
+    _rest(parts, operand(node), factor)
+    return True
+
+
+def _where(parts: Parts, node: Node, factor: float) -> bool:
+    condition, kept, other = node.args
+    for value, rest, negated in ((other, kept, False), (kept, other, True)):
+        fill = constant(value)
+        if fill is not None and is_mask(fill, val(node).dtype):
+            parts.mask(condition, fill, negated)  # type: ignore[arg-type]
+            if isinstance(rest, Node):
+                _rest(parts, rest, factor)
+            return True
+    return False
+
+
+def _scaled(parts: Parts, node: Node, factor: float) -> bool:
+    """``(1 - keep) * low``, with keep a cast boolean."""
+    low, other = node.args[1], node.args[0]
+    if not is_mask(low, val(node).dtype) or not isinstance(other, Node):
+        return False
+    kept = _one_minus(other)
+    if kept is None:
+        return False
+    parts.mask(kept, float(low), False)  # type: ignore[arg-type]
+    return True
+
+
+_ADDED: dict[Any, Callable[[Parts, Node, float], bool]] = {
+    aten.add.Tensor: _add,
+    aten.masked_fill.Scalar: _masked_fill,
+    aten.masked_fill.Tensor: _masked_fill,
+    aten.where.self: _where,
+    aten.where.ScalarOther: _where,
+    aten.where.ScalarSelf: _where,
+    aten.where.Scalar: _where,
+    aten.mul.Tensor: _scaled,
+}
+
+
+def _rest(parts: Parts, node: Node, factor: float) -> None:
+    """What a mask was written over: nothing where it is zero."""
+    if constant(node) != 0:
+        parts.added(node, factor)
+
+
+def _one_minus(node: Node) -> Node | None:
+    """The boolean that ``1 - cast(keep)`` was made of."""
+    if node.target is aten.rsub.Scalar and node.args[1] == 1:
+        source = operand(node)
+    elif node.target is aten.sub.Tensor and constant(node.args[0]) == 1 and isinstance(node.args[1], Node):
+        source = node.args[1]
+    else:
+        return None
+    while source.target is aten.to.dtype and not _is_bool(source):
+        source = operand(source)
+    return source if _is_bool(source) else None
+
+
+def _kept_where(node: Node) -> Node | None:
+    """Of ``where(condition, kept, False)`` the boolean that is kept."""
+    kept, other = node.args[1:3]
+    return kept if isinstance(kept, Node) and _is_bool(kept) and constant(other) == 0 else None
+
+
+def _is_broadcast(node: Node) -> bool:
+    """The operand's own values, repeated; dims are counted from the last, so none moves."""
+    return node.target is aten.expand.default
+
+
+def _is_bool(node: Node) -> bool:
+    return isinstance(val(node), Tensor) and val(node).dtype is torch.bool
+
+
+def operand(node: Node, index: int = 0) -> Node:
+    """An argument that is a node."""
+    found = node.args[index]
+    assert isinstance(found, Node)
+    return found

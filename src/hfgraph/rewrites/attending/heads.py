@@ -1,0 +1,165 @@
+"""Queries, keys and values as (..., heads, positions, width), whatever product they come to meet in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from hfgraph.graph.recogniser import Refusal, View
+from hfgraph.graph.unify import label
+from hfgraph.graph.values import arguments, is_symbol, same_size, val
+from hfgraph.rewrites.attending.factors import operand
+from hfgraph.rewrites.attending.scores import PRODUCTS
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Values:
+    """From the softmax up to the product with the values.
+
+    Attributes:
+        nodes: the steps; the product is the last.
+        v: (..., K, E).
+        order: the dims of the product in terms of (..., Q, E), where they are in another order.
+    """
+
+    nodes: list[Node]
+    v: Node
+    order: tuple[int, ...] = ()
+
+
+def queries_and_keys(product: Node, view: View, before: Node) -> tuple[Node, Node] | None:
+    """The operands of the scores' product as (..., Q, D) and (..., K, D)."""
+    if product.target is aten.einsum.default:
+        return _of_einsum(product, view, before)
+    a, b = product.args[1:3] if product.target is aten.baddbmm.default else product.args[:2]
+    if not isinstance(a, Node) or not isinstance(b, Node) or val(a).ndim != val(b).ndim:
+        return None
+    return a, transposed(b, view, before)
+
+
+def transposed(node: Node, view: View, before: Node) -> Node:
+    """The last two dims exchanged; the tensor itself where the graph has just exchanged them."""
+    rank = val(node).ndim
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    if node.target is aten.permute.default and node.args[1] == order:
+        return operand(node)
+    return view.call(aten.permute.default, node, order, before=before)
+
+
+def read_values(softmax: Node, sinks: bool, view: View) -> Values | Refusal | None:
+    """Follow the weights to the product with the values; None where there is none."""
+    nodes, node, sliced = [softmax], softmax, not sinks
+    while (product := next((u for u in node.users if u.target in PRODUCTS), None)) is None:
+        further = next((u for u in node.users if _reaches_product(u)), None)
+        if further is None:
+            return None
+        node = further
+        nodes.append(node)
+        if node.target is aten.slice.Tensor:
+            if sliced or node.args[1:4] not in ((-1, 0, -1), (-1, 0, val(node).shape[-1])):
+                return Refusal("the weights are sliced", node, tuple(nodes))
+            sliced = True
+        elif node.target is aten.reshape.default and not _keeps_pairs(node):
+            return Refusal("the weights are reshaped", node, tuple(nodes))
+    nodes.append(product)
+    found = _second_operand(product, node, view)
+    if found is None or not sliced:
+        return Refusal(f"{label(product)} is no product of weights and values", product, tuple(nodes))
+    return Values(nodes, *found)
+
+
+_ON_THE_WAY = frozenset({aten.to.dtype, aten.reshape.default, aten.slice.Tensor, aten.clone.default})
+
+
+def _reaches_product(node: Node, depth: int = 4) -> bool:
+    if node.target in PRODUCTS:
+        return True
+    return depth > 0 and node.target in _ON_THE_WAY and any(_reaches_product(u, depth - 1) for u in node.users)
+
+
+def _keeps_pairs(node: Node) -> bool:
+    return all(same_size(a, b) for a, b in zip(val(operand(node)).shape[-2:], val(node).shape[-2:], strict=True))
+
+
+def _second_operand(product: Node, weights: Node, view: View) -> tuple[Node, tuple[int, ...]] | None:
+    """The values (..., K, E) that weights (..., Q, K) are multiplied by, and the order of the result's dims."""
+    if product.target is aten.einsum.default:
+        return _values_of_einsum(product, weights, view)
+    if product.target is aten.baddbmm.default or product.args[0] is not weights:
+        return None
+    v = product.args[1]
+    return (v, ()) if isinstance(v, Node) and val(v).ndim == val(weights).ndim else None
+
+
+# --- einsum ------------------------------------------------------------------------------------------
+
+
+def _terms(node: Node) -> tuple[list[str], list[Node], str] | None:
+    """The letters of two operands, the operands, and the letters of the result."""
+    given = arguments(node)
+    equation, operands = given["equation"].replace(" ", ""), given["tensors"]
+    left, arrow, right = equation.partition("->")
+    letters = left.split(",")
+    return None if not arrow or "." in equation or len(letters) != 2 or len(operands) != 2 else (letters, list(operands), right)
+
+
+def _of_einsum(product: Node, view: View, before: Node) -> tuple[Node, Node] | None:
+    terms = _terms(product)
+    if terms is None:
+        return None
+    (one, two), operands, out = terms
+    leading, query, key = out[:-2], out[-2], out[-1]
+    q_letters, k_letters, swapped = (one, two, False) if query in one else (two, one, True)
+    inner = [c for c in q_letters if c in k_letters and c not in out]
+    if len(inner) != 1 or set(q_letters) != {*leading, query, inner[0]} or set(k_letters) != {*leading, key, inner[0]}:
+        return None
+    q, k = operands[::-1] if swapped else operands
+    return _arranged(q, q_letters, leading + query + inner[0], view, before), _arranged(k, k_letters, leading + key + inner[0], view, before)
+
+
+def _values_of_einsum(product: Node, weights: Node, view: View) -> tuple[Node, tuple[int, ...]] | None:
+    terms = _terms(product)
+    index = next((i for i, o in enumerate(terms[1]) if o is weights), None) if terms is not None else None
+    if terms is None or index is None:
+        return None
+    letters, operands, out = terms
+    pair, other = letters[index], letters[1 - index]
+    leading, query, key = pair[:-2], pair[-2], pair[-1]
+    width = [c for c in other if c not in pair]
+    if len(width) != 1 or set(other) != {*leading, key, width[0]} or set(out) != {*leading, query, width[0]}:
+        return None
+    natural = leading + query + width[0]
+    order = () if out == natural else tuple(natural.index(c) for c in out)
+    return _arranged(operands[1 - index], other, leading + key + width[0], view, product), order
+
+
+def _arranged(node: Any, letters: str, wanted: str, view: View, before: Node) -> Node:
+    return node if letters == wanted else view.call(aten.permute.default, node, [letters.index(c) for c in wanted], before=before)
+
+
+# --- grouped heads -----------------------------------------------------------------------------------
+
+
+def ungrouped(node: Node) -> tuple[Node, list[Node]]:
+    """Keys or values before each group was repeated for its heads, and the nodes that repeat it; as they are where none does."""
+    spread = node.args[0] if node.target is aten.reshape.default else None
+    single = spread.args[0] if isinstance(spread, Node) and spread.target is aten.expand.default else None
+    source = single.args[0] if isinstance(single, Node) and single.target is aten.unsqueeze.default else None
+    if not (isinstance(source, Node) and isinstance(single, Node) and isinstance(spread, Node)):
+        return node, []
+    wide, out, narrow = val(spread).shape, val(node).shape, val(source).shape
+    if single.args[1] != -3 or len(narrow) != 4 or len(wide) != 5 or len(out) != 4:
+        return node, []
+    fits = same_size(out[1], wide[1] * wide[2]) and all(same_size(a, b) for a, b in ((out[0], wide[0]), (out[2], wide[3]), (out[3], wide[4])))
+    kept = all(same_size(a, b) for a, b in zip((wide[0], wide[1], wide[3], wide[4]), narrow, strict=True))
+    return (source, [node, spread, single]) if fits and kept else (node, [])
+
+
+def sizes(node: Node, dims: int, view: View, before: Node) -> list[Any]:
+    """The first sizes of a tensor, as numbers or as nodes."""
+    return [view.call(aten.sym_size.int, node, i, before=before) if is_symbol(s) else s for i, s in enumerate(val(node).shape[:dims])]

@@ -1,0 +1,251 @@
+"""From the softmax down to the product of queries and keys: every step on the way is one that is understood."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from hfgraph.graph.recogniser import Refusal
+from hfgraph.graph.unify import label
+from hfgraph.graph.values import arguments, same_size, val
+from hfgraph.rewrites.attending.factors import Parts, constant, is_mask, operand
+
+aten = torch.ops.aten
+PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default})
+
+
+@dataclass
+class Scores:
+    """What happens between the product and the softmax.
+
+    Attributes:
+        nodes: the steps; the product is the last.
+        scale: factor on the product.
+        softcap: see `attention`.
+        parts: masks and biases.
+        sinks: the tensor of one more score for each query, with dims as the scores have.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    scale: float = 1.0
+    softcap: float = 0.0
+    parts: Parts = field(default_factory=Parts)
+    sinks: Node | None = None
+
+    @property
+    def product(self) -> Node:
+        return self.nodes[-1]
+
+
+class Stuck(Exception):
+    """A step that is not understood."""
+
+    def __init__(self, reason: str, at: Node) -> None:
+        super().__init__(reason)
+        self.at = at
+
+
+def read_scores(softmax: Node) -> Scores | Refusal | None:
+    """The steps below a softmax over the last dim; None where it is not over scores of queries and keys."""
+    given = arguments(softmax)
+    top = given["self"]
+    if given["dim"] not in (-1, val(softmax).ndim - 1) or not isinstance(top, Node) or val(top).ndim < 3 or not holds_product(top):
+        return None
+    scores = Scores()
+    try:
+        _descend(scores, top)
+    except Stuck as e:
+        return Refusal(str(e), e.at, tuple(scores.nodes))
+    return scores
+
+
+def holds_product(node: Any, depth: int = 24) -> bool:
+    """A product of two activations is reached through elementwise steps."""
+    if not isinstance(node, Node) or depth == 0:
+        return False
+    if node.target in PRODUCTS:
+        return True
+    return node.target in _STEPS and any(holds_product(n, depth - 1) for n in _operands(node))
+
+
+def _operands(node: Node) -> list[Any]:
+    """Where a step's scores may come from."""
+    if node.target is aten.cat.default:
+        return arguments(node)["tensors"][:1]
+    return [a for a in node.args[:3] if isinstance(a, Node)]
+
+
+def _descend(scores: Scores, node: Node) -> None:
+    scores.nodes.append(node)
+    if node.target in PRODUCTS:
+        _product(scores, node)
+        return
+    step = _STEPS.get(node.target)
+    if step is None:
+        raise Stuck(f"{label(node)} stands between the product of queries and keys and the softmax", node)
+    _descend(scores, step(scores, node))
+
+
+def _product(scores: Scores, node: Node) -> None:
+    """`baddbmm` adds and scales as well."""
+    if node.target is not aten.baddbmm.default:
+        return
+    given = arguments(node)
+    if given["beta"] not in (0, 1):
+        raise Stuck(f"baddbmm with beta = {given['beta']}", node)
+    _scaled(scores, float(given["alpha"]), node)
+    if given["beta"] == 1 and isinstance(given["self"], Node):
+        scores.parts.added(given["self"], scores.scale / float(given["alpha"]))
+
+
+def _scaled(scores: Scores, factor: float, node: Node) -> None:
+    """A factor counts for what lies below it only."""
+    if not factor:
+        raise Stuck("scores are multiplied by zero", node)
+    scores.scale *= factor
+
+
+# --- steps: each takes down what it does, and returns where to go on -----------------------------------
+
+
+def _through(scores: Scores, node: Node) -> Node:
+    del scores
+    return operand(node)
+
+
+def _reshape(scores: Scores, node: Node) -> Node:
+    """Sequences and heads may be one dim or two; queries and keys stay where they are."""
+    below = operand(node)
+    if not all(same_size(a, b) for a, b in zip(val(below).shape[-2:], val(node).shape[-2:], strict=True)):
+        raise Stuck("the scores are reshaped", node)
+    return below
+
+
+def _multiply(scores: Scores, node: Node) -> Node:
+    kept, factor = _with_number(node)
+    inner = kept
+    while inner.target is aten.to.dtype:
+        inner = operand(inner)
+    if inner.target is aten.tanh.default:
+        return _softcap(scores, node, kept, inner, factor)
+    _scaled(scores, factor, node)
+    return kept
+
+
+def _divide(scores: Scores, node: Node) -> Node:
+    number = constant(node.args[1])
+    if number is None or number == 0:
+        raise Stuck(f"scores are divided by {node.args[1]}", node)
+    _scaled(scores, 1.0 / number, node)
+    return operand(node)
+
+
+def _softcap(scores: Scores, node: Node, kept: Node, tanh: Node, cap: float) -> Node:
+    """``cap * tanh(s / cap)``, with any scale on s."""
+    if scores.softcap or scores.scale != 1.0:
+        raise Stuck("scores are capped and then scaled", node)
+    scores.softcap = cap
+    scores.nodes += [n for n in (kept, tanh) if n is not node]
+    scores.scale *= cap  # what divides below undoes it
+    return operand(tanh)
+
+
+def _tanh(scores: Scores, node: Node) -> Node:
+    raise Stuck("tanh without the factor of a softcap", node)
+
+
+def _add(scores: Scores, node: Node) -> Node:
+    given = arguments(node)
+    a, b = given["self"], given["other"]
+    if given["alpha"] != 1:
+        raise Stuck(f"a sum with alpha = {given['alpha']}", node)
+    kept, other = (a, b) if holds_product(a) else (b, a)
+    if constant(other) is not None and not is_mask(constant(other), val(node).dtype):
+        return kept  # the same for all keys: the softmax does not see it
+    if not isinstance(other, Node) or not isinstance(kept, Node):
+        raise Stuck(f"{other} is added to the scores", node)
+    _not_capped(scores, node)
+    scores.parts.added(other, scores.scale)
+    return kept
+
+
+def _subtract(scores: Scores, node: Node) -> Node:
+    """The row's maximum, which a softmax does not see."""
+    kept, other = operand(node), node.args[1]
+    largest = [other] if isinstance(other, Node) else []
+    if largest and largest[0].target is operator.getitem:
+        largest.append(operand(largest[0]))
+    found = largest[-1] if largest and largest[-1].target in (aten.amax.default, aten.max.dim) else None
+    if found is None or found.args[0] is not kept or found.args[1] not in (-1, [-1]):
+        raise Stuck(f"{other} is subtracted from the scores", node)
+    scores.nodes += largest
+    return kept
+
+
+def _where(scores: Scores, node: Node) -> Node:
+    negated = not holds_product(node.args[1])
+    kept, other = (2, 1) if negated else (1, 2)
+    _masked(scores, node, node.args[0], node.args[other], negated)
+    return operand(node, kept)
+
+
+def _masked_fill(scores: Scores, node: Node) -> Node:
+    _masked(scores, node, node.args[1], node.args[2], True)
+    return operand(node)
+
+
+def _masked(scores: Scores, node: Node, condition: Any, fill: Any, negated: bool) -> None:
+    value = constant(fill)
+    if value is None or not is_mask(value, val(node).dtype) or not isinstance(condition, Node):
+        raise Stuck(f"masked scores become {fill}, which is not low enough to mask", node)
+    _not_capped(scores, node)
+    scores.parts.mask(condition, value, negated)
+
+
+def _not_capped(scores: Scores, node: Node) -> None:
+    if scores.softcap:
+        raise Stuck("a mask or a bias is added before the scores are capped", node)
+
+
+def _sink(scores: Scores, node: Node) -> Node:
+    """One more column of scores, of a key without a value."""
+    joined, dim = arguments(node)["tensors"], arguments(node)["dim"]
+    if len(joined) != 2 or dim not in (-1, val(node).ndim - 1) or scores.sinks is not None:
+        raise Stuck("scores are concatenated with something else than one sink", node)
+    kept, sink = joined
+    if not same_size(val(sink).shape[-1], 1):
+        raise Stuck("more than one sink for each query", node)
+    scores.sinks = sink
+    return kept
+
+
+def _with_number(node: Node) -> tuple[Node, float]:
+    a, b = node.args[:2]
+    for kept, other in ((a, b), (b, a)):
+        number = constant(other)
+        if number is not None and isinstance(kept, Node):
+            return kept, number
+    raise Stuck("scores are multiplied by a tensor", node)
+
+
+_STEPS: dict[Any, Callable[[Scores, Node], Node]] = {
+    aten.to.dtype: _through,
+    aten.reshape.default: _reshape,
+    aten.mul.Tensor: _multiply,
+    aten.div.Tensor: _divide,
+    aten.tanh.default: _tanh,
+    aten.add.Tensor: _add,
+    aten.sub.Tensor: _subtract,
+    aten.where.self: _where,
+    aten.where.ScalarOther: _where,
+    aten.where.ScalarSelf: _where,
+    aten.masked_fill.Scalar: _masked_fill,
+    aten.masked_fill.Tensor: _masked_fill,
+    aten.cat.default: _sink,
+    aten.clone.default: _through,
+}

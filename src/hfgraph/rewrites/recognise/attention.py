@@ -1,0 +1,101 @@
+"""Attention in any spelling: `scaled_dot_product_attention`, or a softmax between two products. What its mask allows is found by evaluating it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from hfgraph.graph.recogniser import Found, Recogniser, Refusal, View
+from hfgraph.graph.values import arguments, same_size, val
+from hfgraph.kernels.attention import attention
+from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
+from hfgraph.rewrites.attending.examples import EXAMPLES
+from hfgraph.rewrites.attending.factors import Parts
+from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, sizes, ungrouped
+from hfgraph.rewrites.attending.scores import Scores, read_scores
+from hfgraph.rewrites.attending.structure import Structure
+
+aten = torch.ops.aten
+
+
+def recognise(node: Node, view: View) -> Found | Refusal | None:
+    if node.target is aten.scaled_dot_product_attention.default:
+        return _of_sdpa(node, view)
+    return _of_softmax(node, view)
+
+
+def _of_sdpa(node: Node, view: View) -> Found | Refusal | None:
+    given = arguments(node)
+    if given["dropout_p"]:
+        return Refusal(f"dropout with p = {given['dropout_p']}", node)
+    q, mask = given["query"], given["attn_mask"]
+    width = val(q).shape[-1]
+    scale = given["scale"] if given["scale"] is not None else 1 / width**0.5 if isinstance(width, int) else None
+    if not isinstance(scale, float | int):
+        return Refusal("the scale is not a number", node)
+    parts = Parts()
+    if mask is not None and val(mask).dtype is torch.bool:
+        parts.condition(mask)
+    elif mask is not None:
+        parts.added(mask)
+    base = Structure(right=0, offset=None if same_size(val(q).shape[-2], val(given["key"]).shape[-2]) else 0) if given["is_causal"] else None
+    k, v, repeats = _ungrouped(given["key"], given["value"])
+    masking = masking_arguments(parts, q, k, view, node, base)
+    if isinstance(masking, Refusal):
+        return masking
+    return Found((node,), attention, {"q": q, "k": k, "v": v, **masking.named, "scale": float(scale)}, (node, *repeats), note=masking.words)
+
+
+def _of_softmax(node: Node, view: View) -> Found | Refusal | None:
+    scores = read_scores(node)
+    if scores is None:
+        return None
+    values = read_values(node, isinstance(scores, Scores) and scores.sinks is not None, view)
+    if values is None or isinstance(scores, Refusal):
+        return scores if isinstance(scores, Refusal) and values is not None else None
+    return values if isinstance(values, Refusal) else _of_products(scores, values, view)
+
+
+def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
+    """Attention between the product of queries and keys and that of weights and values."""
+    nodes, output = (*scores.nodes, *values.nodes), values.nodes[-1]
+    operands = queries_and_keys(scores.product, view, output)
+    if operands is None:
+        return Refusal("the product of queries and keys has operands that do not fit", scores.product, nodes)
+    q, k = operands
+    k, v, repeats = _ungrouped(k, values.v)
+    then: list[tuple[Any, ...]] = [(aten.permute.default, list(values.order))] if values.order else []
+    top = scores.nodes[0]
+    parts = scores.parts
+    if val(q).ndim == 3 and val(top).ndim == 4:
+        then.insert(0, (aten.reshape.default, [*sizes(q, 2, view, output), val(v).shape[-1]]))
+        heads = sizes(top, 2, view, output)
+        q, k, v = (view.call(aten.reshape.default, t, [*heads, -1, val(t).shape[-1]], before=output) for t in (q, k, v))
+        parts = split_heads(parts, heads, val(top), view, output)
+    elif not val(q).ndim == val(top).ndim == val(v).ndim:
+        return Refusal("queries, keys and values have another number of dims than their scores", top, nodes)
+    masking = masking_arguments(parts, q, k, view, output, None)
+    if isinstance(masking, Refusal):
+        return masking
+    sinks = None if scores.sinks is None else per_head(scores.sinks, q)
+    if scores.sinks is not None and sinks is None:
+        return Refusal("the sink is not one number for each head", scores.sinks, nodes)
+    args: dict[str, Any] = {"q": q, "k": k, "v": v, **masking.named, "sinks": sinks, "scale": scores.scale, "softcap": scores.softcap}
+    return Found((output,), attention, args, (*nodes, *repeats), nodes[:-1], tuple(then), masking.words)
+
+
+def _ungrouped(k: Node, v: Node) -> tuple[Node, Node, list[Node]]:
+    """Keys and values without the repetition of their heads, where both have the same."""
+    (narrow_k, of_k), (narrow_v, of_v) = ungrouped(k), ungrouped(v)
+    fits = of_k and of_v and same_size(val(narrow_k).shape[1], val(narrow_v).shape[1])
+    return (narrow_k, narrow_v, [*of_k, *of_v]) if fits else (k, v, [])
+
+
+RULE = Recogniser(
+    anchors=frozenset({aten.scaled_dot_product_attention.default, aten.softmax.int}),
+    recognise=recognise,
+    op=attention,
+    examples=EXAMPLES,
+)
