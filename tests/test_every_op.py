@@ -52,6 +52,11 @@ def tensors(value: Any) -> list[Tensor]:
     return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
 
 
+def trainable(tensor: Tensor) -> Tensor:
+    """The tensor, with a gradient where it can have one."""
+    return tensor.requires_grad_(tensor.is_floating_point())
+
+
 # --- values -------------------------------------------------------------------------------------------
 
 
@@ -133,7 +138,8 @@ def takes_symbolic_sizes(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Traced with every size a symbol it fixes none of them, and gives the reference's sizes."""
     for case in own_cases(an_op, dtype, WHOLE):
         given, env, values = symbolic(case)
-        results = tensors(an_op.target(**given))
+        with tensors(list(given.values()))[0].fake_mode:
+            results = tensors(an_op.target(**given))
         if env.guards or env.replacements:
             yield f"{case.name}: a guard on a size: {[str(g.expr) for g in env.guards]}"
         for got, wanted in zip(results, tensors(an_op.reference(**case.arguments)), strict=True):
@@ -151,7 +157,7 @@ def number(value: Any) -> sympy.Expr:
 
 def has_its_references_gradients(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     for case in own_cases(an_op, dtype):
-        given = [t.requires_grad_() for t in cloned(list(case.tensors.values()))]
+        given = [trainable(t) for t in cloned(list(case.tensors.values()))]
         wanted, got = (gradients(case.function(f), given) for f in (an_op.reference, an_op.target))
         if any(g is None for g in got) or not all(torch.equal(torch.nan_to_num(w), torch.nan_to_num(g)) for w, g in zip(wanted, got, strict=True)):
             yield case.name
@@ -161,7 +167,7 @@ def passes_gradcheck(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Against finite differences, in float64, with every dtype of the op float64 or left out."""
     for case in own_cases(an_op, torch.float64, WHOLE, True) if dtype is torch.float64 else ():
         if "alone" not in case.name:
-            given = [t.requires_grad_() for t in cloned(list(case.tensors.values()))]
+            given = [trainable(t) for t in cloned(list(case.tensors.values()))]
             if not torch.autograd.gradcheck(case.function(an_op.target), given, raise_exception=False, fast_mode=True):
                 yield case.name
 
@@ -329,7 +335,7 @@ def test_it(check: Check, an_op: Op, dtype: torch.dtype) -> None:
 def test_opcheck(an_op: Op) -> None:
     """PyTorch's own check of a registration: schema, fakes, autograd, AOT dispatch with static and dynamic sizes."""
     for case in own_cases(an_op, torch.float32, WHOLE, True)[:4]:
-        given = [a.clone().requires_grad_() if isinstance(a, Tensor) else a for a in case.arguments.values()]
+        given = [trainable(a.clone()) if isinstance(a, Tensor) else a for a in case.arguments.values()]
         torch.library.opcheck(an_op.target, tuple(given))
 
 

@@ -59,12 +59,8 @@ MESSAGES: dict[HfgraphError, str] = {
         "there is no preset 'smolm2' and no folder of that name. Did you mean 'smollm2'? Presets: smollm2, qwen3. A hub name has the form 'owner/name'."
     ),
     errors.UnknownTask("decode", ["prefill", "decode-1"]): "the bench has no task 'decode'. Did you mean 'decode-1'? Tasks: prefill, decode-1.",
-    errors.UnknownSystem("egaer", ["eager", "hfgraph"], "cpu"): (
-        "the bench has no system 'egaer' on cpu. Did you mean 'eager'? Systems: eager, hfgraph."
-    ),
-    errors.SabotageNeedsOurs("rms_norm"): (
-        "--sabotage rms_norm falsifies a rule of hfgraph, which is not among the systems. Add hfgraph to --systems."
-    ),
+    errors.UnknownSystem("egaer", ["eager", "hfgraph"], "cpu"): ("the bench has no system 'egaer' on cpu. Did you mean 'eager'? Systems: eager, hfgraph."),
+    errors.SabotageNeedsOurs("rms_norm"): ("--sabotage rms_norm falsifies a rule of hfgraph, which is not among the systems. Add hfgraph to --systems."),
     errors.RuleNotApplied("rms_norm", ["layer_norm"]): (
         "rule 'rms_norm' has nothing to do in this model, so falsifying it shows nothing. Rules applied: layer_norm."
     ),

@@ -13,7 +13,9 @@ SIZES: Mapping[str, int] = {"B": 3, "T": 5, "H": 7, "D": 63}
 
 
 def _size(name: str, sizes: Mapping[str, int]) -> int:
-    """The size of a dim; a name that `sizes` lacks has one of its own, so that two names are never taken for one."""
+    """The size of a dim: a number's own; a name that `sizes` lacks has one of its own, so that two names are never taken for one."""
+    if name.isdigit():
+        return int(name)
     return sizes[name] if name in sizes else 17 + 2 * sum(ord(c) * 31**i for i, c in enumerate(name)) % 46
 
 
@@ -33,6 +35,14 @@ class Switch(Scalar):
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """A list of numbers that an op carries, or None."""
+
+    example: tuple[float, ...] | None = None
+    optional: bool = True
+
+
+@dataclass(frozen=True)
 class Dtype:
     """A dtype that the pattern carries."""
 
@@ -40,36 +50,46 @@ class Dtype:
     optional: bool = False
 
 
+_KINDS = {"bool": torch.bool, "int": torch.int64}
+
+
 @dataclass(frozen=True)
 class Dims:
-    """A tensor's dims, e.g. "B T D"; a leading "..." lets it have any rank, a final "?" lets it be None."""
+    """A tensor's dims, e.g. "B T D", numbers for fixed sizes; a leading "..." lets it have any rank, a final "?" lets it be
+    None, "bool" or "int" before the dims say that it holds conditions or whole numbers."""
 
     names: tuple[str, ...]
     any_rank: bool = False
     optional: bool = False
+    kind: str = "float"
 
     @staticmethod
     def parse(text: str) -> Dims:
         optional = text.endswith("?")
         words = text.removesuffix("?").split()
+        kind = words.pop(0) if words and words[0] in _KINDS else "float"
         any_rank = bool(words) and words[0] == "..."
-        return Dims(tuple(("B", "T", *words[1:]) if any_rank else words), any_rank, optional)
+        return Dims(tuple(("B", "T", *words[1:]) if any_rank else words), any_rank, optional, kind)
+
+    def dtype(self, of_floats: torch.dtype) -> torch.dtype:
+        """The tensor's dtype where those of floats have `of_floats`."""
+        return _KINDS.get(self.kind, of_floats)
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(_size(n, sizes) for n in self.names)
 
 
-class Inputs(Mapping[str, "Dims | Scalar | Dtype"]):
+class Inputs(Mapping[str, "Dims | Scalar | Numbers | Dtype"]):
     """Arguments by name: a string gives a tensor's dims, `Scalar` a number, `Dtype` a dtype.
 
     ``Inputs(x="... D", weight="D", eps=Scalar(1e-6), scales=(1, 1e-3, 1e3))``; ``scales`` multiplies the first tensor.
     """
 
-    def __init__(self, scales: tuple[float, ...] = (1.0, 1e-3, 1e3), **arguments: str | Scalar | Dtype) -> None:
+    def __init__(self, scales: tuple[float, ...] = (1.0, 1e-3, 1e3), **arguments: str | Scalar | Numbers | Dtype) -> None:
         self.scales = scales
         self._arguments = {n: Dims.parse(a) if isinstance(a, str) else a for n, a in arguments.items()}
 
-    def __getitem__(self, name: str) -> Dims | Scalar | Dtype:
+    def __getitem__(self, name: str) -> Dims | Scalar | Numbers | Dtype:
         return self._arguments[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -102,8 +122,11 @@ class Inputs(Mapping[str, "Dims | Scalar | Dtype"]):
         for i, (name, a) in enumerate(self._arguments.items()):
             if isinstance(a, Dims):
                 value = torch.randn(a.shape(sizes), generator=generator, dtype=torch.float64)
-                value = value * scale if i == 0 else 1 + 0.3 * value if len(a.names) == 1 else value
-                made[name] = None if name in absent else value.to(dtype).to(device)
+                if a.kind != "float":
+                    value = value > -1 if a.kind == "bool" else value.abs().mul(2).floor()
+                else:
+                    value = value * scale if i == 0 else 1 + 0.3 * value if len(a.names) == 1 else value
+                made[name] = None if name in absent else value.to(a.dtype(dtype)).to(device)
             else:
                 made[name] = a.example
         return made

@@ -133,7 +133,7 @@ _HINTS = {n: 2 * (100 + i) for i, n in enumerate("ACEFGIJKLMNOPQRSUVWXYZ")} | {"
 @cache
 def _fake(name: str, dims: Dims, dtype: torch.dtype) -> Tensor:
     """A parameter's tensor, whose sizes are symbols, one per letter."""
-    real = torch.zeros(dims.shape(_HINTS), dtype=dtype)
+    real = torch.zeros(dims.shape(_HINTS), dtype=dims.dtype(dtype))
     duck = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK] * real.ndim)
     return _fakes().from_tensor(real, symbolic_context=duck, source=ConstantSource(f"pattern_{name}_{'_'.join(dims.names)}_{dtype}"))
 

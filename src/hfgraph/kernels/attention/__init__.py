@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor.placement_types import Replicate, Shard
 
-from hfgraph.graph.inputs import Inputs, Scalar
+from hfgraph.graph.inputs import Inputs, Numbers, Scalar
 from hfgraph.graph.op import Cost, op
 from hfgraph.graph.values import same_size
 from hfgraph.kernels.attention.masking import allowed_keys, is_causal
@@ -22,20 +23,32 @@ def _cost(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Ten
     return Cost(flops=2 * (q.numel() + out) * k.shape[-2], bytes=read + out * q.element_size())
 
 
+_BATCH = ((*[Shard(0)] * 4, Replicate(), Replicate(), Shard(0), Replicate()), (Shard(0),))
+_HEADS = ((*[Shard(1)] * 3, Replicate(), Shard(1), Shard(0), Replicate(), Replicate()), (Shard(1),))
+
+
 @op(
     cost=_cost,
     inputs=Inputs(
         q="B H T D",
         k="B H S D",
-        v="B H S E",
-        mask="B H T S?",
-        bias="B H T S?",
+        v="B H S D",
+        mask="bool B 1 T S?",
+        bias="1 H T S?",
         sinks="H?",
-        segments="B S?",
-        start="S?",
+        segments="int B S?",
+        start="int?",
         scale=Scalar(0.125),
-        scales=(1.0, 1e-3),
+        left=Scalar(7),
+        right=Scalar(0),
+        chunk=Scalar(0),
+        offset=Scalar(0, optional=True),
+        softcap=Scalar(0.0),
+        slopes=Numbers(),
+        masked=Scalar(-1e4, optional=True),
+        scales=(1.0, 1e-3, 10.0),
     ),
+    shardings={"batch": _BATCH, "heads": _HEADS},
 )
 def attention(
     q: Tensor,

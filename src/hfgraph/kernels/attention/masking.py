@@ -40,7 +40,8 @@ def allowed_keys(
     """
     found = mask
     if segments is not None:
-        found = _both(found, segments[:, None, -q.shape[-2] :, None] == segments[:, None, None, :])
+        own = segments[:, torch.arange(q.shape[-2], device=q.device) + (k.shape[-2] - q.shape[-2])]
+        found = _both(found, own[:, None, :, None] == segments[:, None, None, :])
     if start is None and is_full(q, left, right, chunk, offset):
         return found
     keys = torch.arange(k.shape[-2], device=q.device)

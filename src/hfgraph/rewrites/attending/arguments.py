@@ -12,8 +12,9 @@ from torch.fx import Node
 
 from hfgraph.graph.evaluate import CannotEvaluate, data, evaluate
 from hfgraph.graph.recogniser import Refusal, View
-from hfgraph.graph.values import is_symbol, same_size, val
+from hfgraph.graph.values import same_size, val
 from hfgraph.rewrites.attending.factors import Bias, Factor, Parts
+from hfgraph.rewrites.attending.heads import size
 from hfgraph.rewrites.attending.mask import Masking, read_mask
 from hfgraph.rewrites.attending.pairs import Pairs
 from hfgraph.rewrites.attending.structure import Structure
@@ -162,7 +163,7 @@ def split_heads(parts: Parts, heads: Sequence[Any], scores: Tensor, view: View, 
             return node
         key = ("split", node)
         if key not in view.memo:
-            tail = [view.call(aten.sym_size.int, node, i, before=before) if is_symbol(s) else s for i, s in enumerate(shape)][1:]
+            tail = [size(node, dim, view, before) for dim in (1, 2)]
             view.memo[key] = view.call(aten.reshape.default, node, [*heads, *tail], before=before)
         return view.memo[key]
 

@@ -1,7 +1,154 @@
-"""Spellings of attention, for the tests."""
+"""Spellings of attention, for the tests: each is written as some model writes it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from hfgraph.graph.recogniser import Example
 
-EXAMPLES: tuple[Example, ...] = ()
+_SCALE = 0.3
+
+
+def _tensors(queries: int = 11, keys: int = 11, heads: int = 4, groups: int = 4, *, merged: bool = False) -> Callable[..., tuple[Tensor, ...]]:
+    """Arguments q, k, v, the last two with as many heads as there are groups."""
+
+    def make(dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        shapes = [(2, heads, queries, 8), (2, groups, keys, 8), (2, groups, keys, 6)]
+        made = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
+        return tuple(t.flatten(0, 1) if merged else t for t in made)
+
+    return make
+
+
+def _more(make: Callable[..., tuple[Tensor, ...]], *more: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+    """The same arguments and some that do not depend on a seed; floats among them in the same dtype."""
+    return lambda dtype, seed: (*make(dtype, seed), *(t.to(dtype) if t.is_floating_point() else t for t in more))
+
+
+def _offsets(q: Tensor, k: Tensor) -> Tensor:
+    """key - query."""
+    return torch.arange(k.shape[-2], device=q.device) - torch.arange(q.shape[-2], device=q.device)[:, None]
+
+
+def _low(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to be added: zero where a key counts."""
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    batch, groups, length, width = x.shape
+    return x[:, :, None].expand(batch, groups, times, length, width).reshape(batch, groups * times, length, width)
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, _offsets(q, k) <= 0, scale=_SCALE)
+
+
+def causal_flag(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_SCALE)
+
+
+def tail(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries that are the last positions of a longer sequence."""
+    return F.scaled_dot_product_attention(q, k, v, _offsets(q, k) <= k.shape[-2] - q.shape[-2], scale=_SCALE)
+
+
+def grouped_window_padded(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+    offsets = _offsets(q, k)
+    mask = (offsets <= 0) & (offsets > -4) & padding[:, None, None, :].bool()
+    return F.scaled_dot_product_attention(q, _repeated(k, 2), _repeated(v, 2), mask, scale=_SCALE)
+
+
+def chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    return F.scaled_dot_product_attention(q, k, v, (columns <= rows) & (columns // 4 == rows // 4), scale=_SCALE)
+
+
+def packed(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    """Several sequences in one row; each begins where positions do not count on."""
+    segments = (torch.diff(positions, prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+    batch, rows, columns = torch.arange(2)[:, None, None, None], torch.arange(11)[None, None, :, None], torch.arange(11)
+    mask = (positions[batch, columns] <= positions[batch, rows]) & (segments[batch, columns] == segments[batch, rows])
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=_SCALE)
+
+
+def static_cache(q: Tensor, k: Tensor, v: Tensor, length: Tensor) -> Tensor:
+    """Keys beyond `length` and the queries are there, and not yet written."""
+    mask = torch.arange(k.shape[-2]) <= torch.arange(q.shape[-2])[:, None] + length
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=_SCALE)
+
+
+def spelled(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+    """Low scores added, softmax in float32."""
+    allowed = (_offsets(q, k) <= 0) & padding[:, None, None, :].bool()
+    scores = torch.matmul(q, k.transpose(2, 3)) * _SCALE + _low(allowed, q.dtype)
+    return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype), v)
+
+
+def filled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (torch.matmul(q, k.transpose(2, 3)) / 4.0).masked_fill(_offsets(q, k) > 0, float("-inf"))
+    return torch.matmul(scores.softmax(-1), v)
+
+
+def band(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """An encoder's window, to both sides."""
+    near = _offsets(q, k).abs() <= 3
+    scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * _SCALE
+    return torch.einsum("bhqk,bhkd->bhqd", scores.masked_fill(~near, torch.finfo(q.dtype).min).softmax(-1), v)
+
+
+def capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.tanh(torch.matmul(q, k.transpose(2, 3)) * _SCALE / 5.0) * 5.0
+    scores = scores + _low(_offsets(q, k) <= 0, q.dtype)
+    return torch.matmul(scores.softmax(-1), v)
+
+
+def sinks(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+    scores = torch.matmul(q, k.transpose(2, 3)) * _SCALE
+    scores = scores.masked_fill(_offsets(q, k) > 0, torch.finfo(q.dtype).min)
+    joined = torch.cat([scores, sink.reshape(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[-2], -1)], dim=-1)
+    joined = joined - joined.max(dim=-1, keepdim=True).values
+    return torch.matmul(joined.softmax(-1)[..., :-1], v)
+
+
+def alibi(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads and sequences in one dim, the bias inside `baddbmm`."""
+    slopes = torch.pow(2.0, -2.0 * torch.arange(1, 5))
+    bias = (slopes[:, None, None] * torch.arange(11)).repeat(2, 1, 1).to(q.dtype)
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=1.0, alpha=_SCALE).view(2, 4, 11, 11)
+    scores = scores + _low(_offsets(q, k) <= 0, q.dtype)
+    out = torch.bmm(scores.softmax(-1).view(8, 11, 11), v)
+    return out.view(2, 4, 11, 6)
+
+
+def relative_bias(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+    """Scores that are not scaled, with a learned bias by distance."""
+    bias = table[(_offsets(q, k) + 10).clamp(0, 20)].permute(2, 0, 1)[None]
+    return torch.matmul((torch.matmul(q, k.transpose(2, 3)) + bias).softmax(-1), v)
+
+
+_PADDING = torch.tensor([[0, 0, *[1] * 9], [1] * 11])
+_PACKED = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 0, 1, 0, 1]])
+_TABLE = torch.linspace(-2, 2, 84).reshape(21, 4).sin()
+# What a changed attribute does not show: a window or an offset that no key reaches.
+EXAMPLES: tuple[Example, ...] = (
+    Example("causal", causal, _tensors()),
+    Example("causal flag", causal_flag, _tensors()),
+    Example("queries at the end", tail, _tensors(queries=5)),
+    Example("grouped heads, window, padding", grouped_window_padded, _more(_tensors(groups=2), _PADDING)),
+    Example("chunks", chunks, _tensors()),
+    Example("packed", packed, _more(_tensors(), _PACKED)),
+    Example("static cache", static_cache, _more(_tensors(queries=3, keys=16), torch.tensor(4))),
+    Example("spelled out", spelled, _more(_tensors(), _PADDING), ("masked",)),
+    Example("filled with -inf", filled, _tensors()),
+    Example("band", band, _tensors()),
+    Example("softcap", capped, _tensors()),
+    Example("sinks", sinks, _more(_tensors(), torch.tensor([0.5, -1.0, 2.0, 0.0]))),
+    Example("ALiBi", alibi, _tensors(merged=True)),
+    Example("relative bias", relative_bias, _more(_tensors(), _TABLE)),
+)

@@ -160,6 +160,7 @@ def ungrouped(node: Node) -> tuple[Node, list[Node]]:
     return (source, [node, spread, single]) if fits and kept else (node, [])
 
 
-def sizes(node: Node, dims: int, view: View, before: Node) -> list[Any]:
-    """The first sizes of a tensor, as numbers or as nodes."""
-    return [view.call(aten.sym_size.int, node, i, before=before) if is_symbol(s) else s for i, s in enumerate(val(node).shape[:dims])]
+def size(node: Node, dim: int, view: View, before: Node) -> Any:
+    """A size of a tensor, as a number or as a node."""
+    known = val(node).shape[dim]
+    return view.call(aten.sym_size.int, node, dim % val(node).ndim, before=before) if is_symbol(known) else known

@@ -13,7 +13,7 @@ from hfgraph.kernels.attention import attention
 from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
 from hfgraph.rewrites.attending.examples import EXAMPLES
 from hfgraph.rewrites.attending.factors import Parts
-from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, sizes, ungrouped
+from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, ungrouped
 from hfgraph.rewrites.attending.scores import Scores, read_scores
 from hfgraph.rewrites.attending.structure import Structure
 
@@ -70,9 +70,9 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     top = scores.nodes[0]
     parts = scores.parts
     if val(q).ndim == 3 and val(top).ndim == 4:
-        then.insert(0, (aten.reshape.default, [*sizes(q, 2, view, output), val(v).shape[-1]]))
-        heads = sizes(top, 2, view, output)
-        q, k, v = (view.call(aten.reshape.default, t, [*heads, -1, val(t).shape[-1]], before=output) for t in (q, k, v))
+        then.insert(0, (aten.reshape.default, [size(q, 0, view, output), size(q, 1, view, output), size(v, 2, view, output)]))
+        heads = [size(top, dim, view, output) for dim in (0, 1)]
+        q, k, v = (view.call(aten.reshape.default, t, [*heads, -1, size(t, 2, view, output)], before=output) for t in (q, k, v))
         parts = split_heads(parts, heads, val(top), view, output)
     elif not val(q).ndim == val(top).ndim == val(v).ndim:
         return Refusal("queries, keys and values have another number of dims than their scores", top, nodes)
