@@ -15,6 +15,7 @@ from hfgraph.graph.cse import merge_equal
 from hfgraph.graph.legal import problem
 from hfgraph.graph.rewrite import Event, Outcome, apply_rules
 from hfgraph.lower import lower
+from hfgraph.masks import share_masks
 from hfgraph.options import Options
 from hfgraph.rewrites import rules
 
@@ -64,6 +65,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("recognise", "equal values are computed once", _counted(merge_equal)),
     Pass("fuse", "neighbouring ops become one", _rewritten("fuse")),
     Pass("lower", "each op gets its implementation", lambda gm, context: Done(lower(gm, context.options.kernels))),
+    Pass("lower", "masks that layers share are made once", _counted(share_masks)),
 )
 
 

@@ -12,7 +12,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 from hfgraph.graph.inputs import Inputs, Numbers, Scalar
 from hfgraph.graph.op import Cost, op
 from hfgraph.graph.values import same_size
-from hfgraph.kernels.attention.masking import allowed_keys, is_causal
+from hfgraph.kernels.attention.masking import allowed_keys, is_causal, is_full
 
 
 def _cost(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, *rest: Any, **named: Any) -> Cost:
@@ -89,27 +89,82 @@ def attention(
         softcap: scores s become ``softcap * tanh(s / softcap)``; 0 for none.
         slopes: (H,) of ALiBi: ``slope * (j - p)`` is added (Press et al., 2021, arXiv:2108.12409).
         masked: the score of a key that may not be attended to; None where it does not count at all. They differ for
-            queries without any key: a finite score spreads them over all keys, None gives zeros.
+            queries without any key: a finite score spreads them over all keys, None gives zeros, -inf NaN.
 
     Returns:
         (..., H, Q, E), in q's dtype.
     """
-    allowed = None
     causal = mask is None and segments is None and start is None and is_causal(q, k, left, right, chunk, offset)
-    if not causal or bias is not None or slopes or softcap or sinks is not None:
-        allowed, causal = allowed_keys(q, k, mask, segments, start, left, right, chunk, offset), False
-    bias = _with_slopes(bias, slopes, q, k)
-    if softcap or sinks is not None:
-        return _spelled(q, k, v, allowed, bias, sinks, scale, softcap, masked)
-    grouped = not same_size(q.shape[-3], k.shape[-3]) if q.ndim > 3 else False
-    if grouped and allowed is None and bias is None and same_size(q.shape[-2], 1):
-        return _folded(q, k, v, scale)
-    if bias is not None or (allowed is not None and masked is not None):
-        allowed = _additive(allowed, bias, masked, q)
-    return F.scaled_dot_product_attention(q, k, v, allowed, is_causal=causal, scale=scale, enable_gqa=grouped)
+    if is_spelled(sinks, softcap, masked):
+        allowed = allowed_keys(q, k, mask, segments, start, left, right, chunk, offset)
+        return _spelled(q, k, v, allowed, with_slopes(bias, slopes, q, k), sinks, scale, softcap, masked)
+    added = None
+    if needs_table(q, k, v, mask, bias, sinks, segments, start, scale, left, right, chunk, offset, softcap, slopes, masked):
+        added, causal = scores_to_add(q, k, mask, bias, segments, start, left, right, chunk, offset, slopes, masked), False
+    elif bias is not None:
+        added = bias.to(q.dtype)
+    grouped = q.ndim > 3 and not same_size(q.shape[-3], k.shape[-3])
+    if grouped and same_size(q.shape[-2], 1) and _is_one_row(added):
+        return _folded(q, k, v, added, scale)
+    return F.scaled_dot_product_attention(q, k, v, added, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
-def _with_slopes(bias: Tensor | None, slopes: list[float] | None, q: Tensor, k: Tensor) -> Tensor | None:
+def is_spelled(sinks: Tensor | None, softcap: float, masked: float | None) -> bool:
+    """No fused attention computes it: the reference writes the softmax out."""
+    return sinks is not None or bool(softcap) or masked == float("-inf")
+
+
+def needs_table(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    segments: Tensor | None = None,
+    start: Tensor | None = None,
+    scale: float = 1.0,
+    left: int = -1,
+    right: int = -1,
+    chunk: int = 0,
+    offset: int | None = None,
+    softcap: float = 0.0,
+    slopes: list[float] | None = None,
+    masked: float | None = None,
+) -> bool:
+    """The reference would have to tabulate what each pair adds to its score."""
+    del v, scale
+    if is_spelled(sinks, softcap, masked):
+        return False
+    if any(t is not None for t in (mask, segments, start, slopes)):
+        return True
+    full = is_full(q, left, right, chunk, offset)
+    return not full and (bias is not None or not is_causal(q, k, left, right, chunk, offset))
+
+
+def scores_to_add(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    segments: Tensor | None,
+    start: Tensor | None,
+    left: int,
+    right: int,
+    chunk: int,
+    offset: int | None,
+    slopes: list[float] | None,
+    masked: float | None,
+) -> Tensor:
+    """Mask and bias of `attention` as one tensor in q's dtype, broadcastable to (..., H, Q, K)."""
+    allowed = allowed_keys(q, k, mask, segments, start, left, right, chunk, offset)
+    bias = with_slopes(bias, slopes, q, k)
+    total = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias.to(q.dtype)
+    return total if allowed is None else torch.where(allowed, total, float("-inf") if masked is None else masked)
+
+
+def with_slopes(bias: Tensor | None, slopes: list[float] | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The bias, and that of ALiBi. What is the same for all keys of a query is left out: a softmax does not see it."""
     if not slopes:
         return bias
     distance = torch.arange(k.shape[-2], device=q.device) - (k.shape[-2] - 1)
@@ -117,17 +172,16 @@ def _with_slopes(bias: Tensor | None, slopes: list[float] | None, q: Tensor, k: 
     return alibi if bias is None else bias + alibi
 
 
-def _additive(allowed: Tensor | None, bias: Tensor | None, masked: float | None, q: Tensor) -> Tensor:
-    """Mask and bias as one tensor of scores to add."""
-    bias = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias.to(q.dtype)
-    return bias if allowed is None else torch.where(allowed, bias, float("-inf") if masked is None else masked)
+def _is_one_row(added: Tensor | None) -> bool:
+    """All heads and queries have the same scores added."""
+    return added is None or all(same_size(s, 1) for s in added.shape[-3:-1])
 
 
-def _folded(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _folded(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
     """One query: the heads of a group become queries of one head, so that each key is read once."""
     groups = k.shape[-3]
     many = q.reshape(*q.shape[:-3], groups, q.shape[-3] // groups, q.shape[-1])
-    out = F.scaled_dot_product_attention(many, k, v, scale=scale)
+    out = F.scaled_dot_product_attention(many, k, v, added, scale=scale)
     return out.reshape(*q.shape[:-1], v.shape[-1])
 
 
