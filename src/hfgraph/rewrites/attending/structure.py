@@ -92,7 +92,7 @@ def _candidates(tables: Sequence[Table]) -> list[Structure]:
     chosen = any(t.start is not None for t in tables)
     offsets = (None, *([] if chosen else _offsets(tables)))
     found = [s for offset in offsets if (s := _banded(tables, Structure(offset=offset))) is not None]
-    chunk = _chunk(max(tables, key=lambda t: t.allowed.numel()))
+    chunk = _chunk(max(tables, key=lambda t: int(t.keys[-1]) if len(t.keys) else 0))
     return found + ([replace(s, chunk=chunk, left=-1) for s in (*found, Structure(right=0), Structure())] if chunk else [])
 
 

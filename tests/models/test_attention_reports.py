@@ -1,0 +1,210 @@
+"""Failures of attention that users of other compilers have reported in public: windows, sinks, odd heads, masks that are more than causal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from recipes import PLAIN, assert_equal, compiled, tiny, tokens
+from torch import Tensor, nn
+
+import hfgraph
+
+
+def attentions(what: str = "recognised") -> list[hfgraph.report.Site]:
+    """Attention sites of the most recent compilation."""
+    return [s for s in hfgraph.last_report().sites if s.rule == "attention" and s.status == what]
+
+
+# --- B15: windows --------------------------------------------------------------------------------------
+
+WINDOWS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "mistral": ("mistral", {"sliding_window": 4}, ["sliding window of 4"] * 2),
+    "gemma3": ("gemma3_text", {"head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}, ["sliding window of 4", "causal"]),
+    "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, ["causal", "sliding window of 4"]),
+    "longer than the prompt": ("mistral", {"sliding_window": 64}, ["sliding window of 64"] * 2),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+@torch.no_grad()
+def test_b15_windows(case: str) -> None:
+    """Symbolic sizes: the window is in the report, layer by layer, whether or not the traced prompt reaches it; every length equals eager."""
+    kind, config, notes = WINDOWS[case]
+    model = tiny(kind, **config)
+    f = compiled(model, dynamic=True)
+    for length in (9, 3, 5, 70):
+        ids = tokens(2, length, seed=length)
+        assert_equal(f(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+    assert [s.note for s in attentions()] == notes
+
+
+@pytest.mark.parametrize("window", [4, 5])
+@torch.no_grad()
+def test_b15_a_query_sees_exactly_its_window(window: int) -> None:
+    """Flip a token: the last logits change for exactly as many positions as the window is wide."""
+    model = tiny("mistral", num_hidden_layers=1, sliding_window=window)
+    f, ids = compiled(model), tokens(1, 12)
+    before = f(ids, use_cache=False).logits[0, -1]
+    changed = []
+    for j in range(12):
+        other = ids.clone()
+        other[0, j] = (ids[0, j] + 1) % 97
+        if not torch.equal(f(other, use_cache=False).logits[0, -1], before):
+            changed.append(j)
+    assert changed == list(range(12 - window, 12))
+
+
+# --- B16: sinks ----------------------------------------------------------------------------------------
+
+GPT_OSS = {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}
+
+
+@torch.no_grad()
+def test_b16_sinks() -> None:
+    """They are part of the op; removed, they would be missed."""
+    model, ids = tiny("gpt_oss", **GPT_OSS), tokens(2, 11)
+    want = model(ids, use_cache=False).logits
+    assert_equal(compiled(model)(ids, use_cache=False).logits, want)
+    assert len(attentions()) == 2
+    for layer in model.model.layers:
+        layer.self_attn.sinks.fill_(-1e4)
+    assert (model(ids, use_cache=False).logits - want).abs().max() > 1e-2
+
+
+class WithOwnBias(nn.Module):
+    """Attention as somebody may write it tomorrow: weights that are changed between softmax and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+        self.gate = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor, my_new_bias: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) * 0.3
+        weights = scores.softmax(-1)
+        if my_new_bias is not None:
+            weights = weights * torch.sigmoid(self.gate + my_new_bias)
+        return weights @ v
+
+
+@torch.no_grad()
+def test_b16_what_is_not_understood_is_left_alone() -> None:
+    """Nothing is dropped: with its new argument the attention is no attention, and without it is one."""
+    torch.manual_seed(0)
+    model, x, bias = WithOwnBias().eval(), torch.randn(2, 7, 32), torch.randn(4, 7, 7)
+    assert_equal(compiled(model)(x, my_new_bias=bias), model(x, my_new_bias=bias))
+    assert not attentions()
+    torch._dynamo.reset()
+    assert_equal(compiled(model)(x), model(x))
+    assert [s.note for s in attentions()] == ["full"]
+
+
+# --- B23: odd head sizes and ratios --------------------------------------------------------------------
+
+HEADS = [(size, *heads) for size in (8, 20, 80) for heads in ((4, 4), (4, 2), (6, 2), (7, 1), (12, 4))]
+
+
+@pytest.mark.parametrize(("size", "heads", "groups"), HEADS)
+@torch.no_grad()
+def test_b23_heads(size: int, heads: int, groups: int) -> None:
+    """Keys and values are handed over without the repetition of their heads."""
+    model = tiny("llama", num_hidden_layers=1, hidden_size=8 * heads, num_attention_heads=heads, num_key_value_heads=groups, head_dim=size)
+    f = compiled(model)
+    for length in (1, 9):
+        ids = tokens(2, length)
+        assert_equal(f(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+    (site,) = attentions()
+    report = hfgraph.explain(model, tokens(2, 9), use_cache=False)
+    shapes = {n.name: n.shape for g in report.graphs for n in g.after.nodes if n.name == site.node} if hasattr(report.graphs[0].after.nodes[0], "shape") else {}
+    assert not shapes or all(str(size) in str(s) for s in shapes.values())
+
+
+@torch.no_grad()
+def test_b23_values_of_another_width_than_keys() -> None:
+    model = tiny(
+        "deepseek_v3", num_key_value_heads=4, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12, q_lora_rank=16, kv_lora_rank=16,
+        n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=16, first_k_dense_replace=1,
+    )  # fmt: skip
+    ids = tokens(2, 9)
+    assert_equal(compiled(model)(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+    assert len(attentions()) == 2
+
+
+# --- masks ---------------------------------------------------------------------------------------------
+
+
+def masked(allowed: Any) -> Any:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, allowed(torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])))
+
+    return attend
+
+
+@torch.no_grad()
+def test_a_mask_without_structure_stays_and_its_first_odd_pair_is_named() -> None:
+    """Causal but for one pair: close enough to be taken for causal by whoever tries candidates on a few rows."""
+    attend = masked(lambda q, k: (k <= q) | ((q == 4) & (k == 6)))
+    x = torch.randn(1, 2, 9, 8)
+    assert_equal(compiled(attend)(x, x, x), attend(x, x, x))
+    (site,) = attentions()
+    assert site.note == "full, mask as a tensor (query 4 and key 6 of 9 x 9 are allowed, which no window, chunk or causal mask explains)"
+
+
+@torch.no_grad()
+def test_packed_positions_are_segments() -> None:
+    """Without a mask, positions that begin anew mean several sequences in one row."""
+    model = tiny("llama")
+    ids, positions = tokens(1, 9), torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    got = compiled(model)(ids, position_ids=positions, use_cache=False).logits
+    assert {s.note for s in attentions()} == {"causal, segments"}
+    assert_equal(got, model(ids, position_ids=positions, use_cache=False).logits)
+    alone = [model(ids[:, a:b], use_cache=False).logits for a, b in ((0, 4), (4, 9))]
+    assert_equal(got, torch.cat(alone, 1))
+
+
+@pytest.mark.parametrize("fill", [float("-inf"), torch.finfo(torch.float32).min])
+@torch.no_grad()
+def test_rows_that_attend_to_nothing_are_what_the_model_makes_of_them(fill: float) -> None:
+    """NaN where it says -inf, the mean of all values where it says a low number."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+        scores = (q @ k.transpose(-1, -2)).masked_fill(padding[:, None, None, :] == 0, fill)
+        return scores.softmax(-1) @ v
+
+    q, padding = torch.randn(2, 2, 5, 8), torch.tensor([[0, 0, 0, 0, 0], [0, 1, 1, 1, 1]])
+    got = compiled(attend)(q, q, q, padding)
+    torch.testing.assert_close(got, attend(q, q, q, padding), equal_nan=True)
+    assert len(attentions()) == 1
+
+
+@torch.no_grad()
+def test_a_static_cache_is_read_up_to_a_length_that_only_the_run_knows() -> None:
+    from transformers import StaticCache
+
+    model = tiny("llama")
+    f = compiled(model)
+    caches = [StaticCache(config=model.config, max_cache_len=24) for _ in range(2)]
+    for length in (5, 1, 1, 1):
+        ids = tokens(2, length, seed=length)
+        assert_equal(f(ids, cache=caches[0]).logits, model(ids, cache=caches[1]).logits)
+    assert {s.note for s in attentions()} == {"causal, first position known at run time"}
+
+
+@torch.no_grad()
+def test_the_weights_of_an_attention_that_are_returned_are_kept() -> None:
+    """They would have to be computed twice: the attention stays as it is, and the report says why."""
+    model, ids = tiny("llama", attn_implementation="eager"), tokens(2, 7)
+    assert_equal(compiled(model)(ids, output_attentions=True, use_cache=False), model(ids, output_attentions=True, use_cache=False))
+    missed = [s for s in hfgraph.last_report().near_misses if s.rule == "attention"]
+    assert not attentions() and len(missed) == 2 and "is needed by" in missed[0].reason
+
+
+def test_the_options_switch_it_off() -> None:
+    model, ids = tiny("llama"), tokens(2, 7)
+    with torch.no_grad():
+        compiled(model, options={**PLAIN, "disable": ["attention"]})(ids, use_cache=False)
+    assert not attentions()
