@@ -34,6 +34,7 @@ class Rule:
     `Dtype` and `Choice` are values bound from the graph. A pattern may return several tensors, as long as they are connected
     through more than its inputs; it may depend on dtypes only by casting. ``when(**bound)`` receives fake tensors and bound values and returns a bool; it must
     not ask for the value of a symbolic size. ``where(leaves)`` receives graph nodes, for rules that must know where a tensor comes from.
+    A pattern of `everyday` operators begins in many places that are nothing like it: only a match that something forbids counts as a near miss.
     """
 
     pattern: Callable[..., Any]
@@ -41,6 +42,7 @@ class Rule:
     inputs: Inputs
     when: Callable[..., bool] | None = None
     where: Where | None = None
+    everyday: bool = False
     name: str = ""
     stage: str = ""
     digest: str = ""

@@ -11,6 +11,7 @@ from torch.distributed.tensor.placement_types import Shard
 
 from hfgraph.graph.inputs import Choice, Dtype, Inputs, Scalar
 from hfgraph.graph.op import Cost, op
+from hfgraph.graph.values import same_shape
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "silu": lambda x, alpha: F.silu(x),
@@ -101,3 +102,26 @@ def glu(
     u = u if up_min is None and up_max is None else u.clamp(up_min, up_max)
     y = a * (u + up_offset if up_offset else u)
     return y if out_dtype is None else y.to(out_dtype)
+
+
+def _fits_triton(
+    gate: Tensor,
+    up: Tensor,
+    activation: str = "silu",
+    alpha: float = 1.0,
+    gate_max: float | None = None,
+    act_max: float | None = None,
+    up_min: float | None = None,
+    up_max: float | None = None,
+    up_offset: float = 0.0,
+    compute_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> bool:
+    """Two tensors of one shape, in any layout, and dtypes of at most 32 bits."""
+    del alpha, gate_max, act_max, up_min, up_max, up_offset
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    narrow = gate.dtype in floats and up.dtype in floats and all(d in (None, *floats) for d in (compute_dtype, out_dtype))
+    return narrow and gate.ndim > 0 and activation in ACTIVATIONS and same_shape(gate, up)
+
+
+glu.impl("triton", device="cuda", load=".triton", when=_fits_triton)

@@ -21,4 +21,4 @@ def when(gate, up):
     return same_shape(gate, up) and gate.is_floating_point()
 
 
-RULE = Rule(pattern, replacement, inputs=Inputs(gate="... D", up="... D"), when=when, where=FromOneProjection("gate", "up"))
+RULE = Rule(pattern, replacement, inputs=Inputs(gate="... D", up="... D"), when=when, where=FromOneProjection("gate", "up"), everyday=True)

@@ -21,4 +21,4 @@ def when(gate, up, alpha):
     return same_shape(gate, up) and gate.is_floating_point()
 
 
-RULE = Rule(pattern, replacement, inputs=Inputs(gate="... D", up="... D", alpha=Scalar(1.7)), when=when, where=FromOneProjection("gate", "up"))
+RULE = Rule(pattern, replacement, inputs=Inputs(gate="... D", up="... D", alpha=Scalar(1.7)), when=when, where=FromOneProjection("gate", "up"), everyday=True)
