@@ -48,7 +48,7 @@ def _glu_settings(dtype: torch.dtype) -> dict[str, Setting]:
         "in_single": {**plain, "compute_dtype": single, "out_dtype": dtype},
         "in_single_all": {"activation": "swish", "compute_dtype": single, "out_dtype": dtype},
         "rounds_first": {**plain, "compute_dtype": other, "out_dtype": single},
-        "other_up": {"up": other},
+        "other_up": {"up": other, "out_dtype": dtype},
     }
 
 

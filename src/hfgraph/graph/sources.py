@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from hfgraph.graph.unify import label
-from hfgraph.graph.values import val
 
 aten = torch.ops.aten
 # Products with a matrix of weights, in any library, and which argument is multiplied.
@@ -26,7 +25,7 @@ _WITH_NUMBERS = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, at
 
 
 def trail(node: Node) -> list[Node]:
-    """The node, and what it was made of: back through views, pieces, casts, clamps, numbers and biases to a projection."""
+    """The node, and what it was made of: back through views, pieces, casts, clamps, numbers, biases and scales to a projection."""
     found = [node]
     while not is_projection(found[-1]):
         before = _before(found[-1])
@@ -56,26 +55,32 @@ def is_piece(node: Node) -> bool:
 
 def _before(node: Node) -> Node | None:
     """The one tensor that a node is a view, a piece or a small change of."""
-    if node.op != "call_function" or not node.args:
+    if node.op != "call_function":
         return None
-    operands = [a for a in node.args[:2] if isinstance(a, Node) and isinstance(val(a), Tensor | list | tuple)]
-    if node.target in _WITH_NUMBERS and len(operands) == 2:
-        return _without_bias(node, operands)
-    if is_piece(node) or node.target in _VIEWS or node.target in _CLAMPS or node.target in _WITH_NUMBERS:
-        return operands[0] if operands else None
-    return None
+    if _is_view(node) or _is_with_number(node):
+        return node.args[0]  # type: ignore[return-value]
+    operands = node.all_input_nodes if node.target in _WITH_NUMBERS else []
+    return _without_weights(node, operands) if len(operands) == 2 else None
 
 
-def _without_bias(node: Node, operands: list[Node]) -> Node | None:
-    """Of a sum, the operand that a bias is added to: the other one is given from outside, as it is or row by row."""
-    given = [_is_given(a) for a in operands] if node.target is aten.add.Tensor else []
+def _without_weights(node: Node, operands: list[Node]) -> Node | None:
+    """Of a sum or product, the operand that a bias or a scale meets: the other one is given from outside, as it is or row by row."""
+    given = [_is_given(a) for a in operands] if node.target in (aten.add.Tensor, aten.mul.Tensor) else []
     return operands[given.index(False)] if given.count(True) == 1 else None
 
 
 def _is_given(node: Node) -> bool:
-    while node.target in _VIEWS or is_piece(node) or node.target in (aten.index.Tensor, aten.index_select.default):
+    while node.op == "call_function" and (_is_view(node) or node.target in (aten.index.Tensor, aten.index_select.default) or _is_with_number(node)):
         node = node.args[0]  # type: ignore[assignment]
     return node.op in ("placeholder", "get_attr")
+
+
+def _is_view(node: Node) -> bool:
+    return node.target in _VIEWS or is_piece(node)
+
+
+def _is_with_number(node: Node) -> bool:
+    return node.target in _CLAMPS or (node.target in _WITH_NUMBERS and isinstance(node.args[0], Node) and not isinstance(node.args[1], Node))
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,6 @@ from hfgraph.kernels.strides import Rows
 
 
 @triton.jit
-def _sigmoid(x):
-    """Without an exponential that overflows."""
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x < 0.0, e, 1.0) / (1.0 + e)
-
-
-@triton.jit
 def _clamped(x, low, high, TYPE: tl.constexpr):
     """NaN stays; a bound takes part in the dtype of what it bounds."""
     if low is not None:
@@ -40,18 +33,18 @@ def _clamped(x, low, high, TYPE: tl.constexpr):
 def _activated(x, alpha, ACTIVATION: tl.constexpr, TYPE: tl.constexpr):
     """The reference's activation of values in float32, rounded where it rounds: once, but for those of several operations."""
     if ACTIVATION == "silu":
-        y = x * _sigmoid(x)
+        y = x / (1.0 + tl.exp(-x))
     elif ACTIVATION == "gelu":
         y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":
-        # 1 + tanh(u) is 2 * sigmoid(2 * u), which loses nothing where the sum nearly vanishes.
-        y = x * _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        # 1 + tanh(u) is 2 / (1 + exp(-2 * u)), which loses nothing where the sum nearly vanishes.
+        y = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * (x * x * x))))
     elif ACTIVATION == "relu2":
         y = tl.where(x < 0.0, 0.0, x)
         y = y * y
     else:
         tl.static_assert(ACTIVATION == "swish")
-        y = x * rounded(_sigmoid(rounded(x * alpha, TYPE)), TYPE)
+        y = x * rounded(1.0 / (1.0 + tl.exp(-rounded(x * alpha, TYPE))), TYPE)
     return rounded(y, TYPE)
 
 
