@@ -268,13 +268,14 @@ def test_overlapping_copies(rule: Rule) -> None:
 @pytest.mark.parametrize("rule", GUARDED_BY_SOURCE.values(), ids=GUARDED_BY_SOURCE)
 def test_where_accepts_its_examples(rule: Rule) -> None:
     """Each of them becomes what the pattern alone becomes, also with symbolic sizes."""
-    assert rule.where is not None
+    where = rule.where
+    assert where is not None
     for case in own_cases(rule, torch.float32, scales=(1.0,)):
-        for i in range(len(list(rule.where.examples(case.tensors)))):
+        for i in range(len(list(where.examples(case.tensors)))):
 
-            def function(i: int = i, case: Case = case, **given: Any) -> Any:
+            def function(i: int = i, **given: Any) -> Any:
                 tensors = {n: a for n, a in given.items() if isinstance(a, Tensor)}
-                return rule.pattern(**{**given, **list(rule.where.examples(tensors))[i]})
+                return rule.pattern(**{**given, **list(where.examples(tensors))[i]})
 
             for symbolic in (False, True):
                 gm, outcome = rewritten(rule, case, body=function, symbolic=symbolic)

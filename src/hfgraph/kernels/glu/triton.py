@@ -115,8 +115,9 @@ def glu(
     config = config_for(width)
     rows = out.numel() // width
     assert rows < 2**31, "rows are numbered in 32 bits"
+    kernel: Any = gated
     with torch.cuda.device_of(gate):
-        gated[(triton.cdiv(rows, config.rows), triton.cdiv(width, config.block))](
+        kernel[(triton.cdiv(rows, config.rows), triton.cdiv(width, config.block))](
             g, u, out, rows, width, *seen.sizes[1:], *g_strides, g.stride(-1), *u_strides, u.stride(-1),
             float(alpha), *(None if limit is None else float(limit) for limit in (gate_max, act_max, up_min, up_max)),
             ACTIVATION=activation, OFFSET=float(up_offset), GATE=TYPES[kinds[0]], UP=TYPES[kinds[1]], PRODUCT=TYPES[product],
