@@ -13,6 +13,7 @@ from rule_cases import graph_of
 from torch import Tensor
 
 from hfgraph.graph.rewrite import Outcome, apply_rules
+from hfgraph.graph.sources import FromOneProjection
 from hfgraph.kernels import all_ops
 from hfgraph.rewrites import rules
 
@@ -113,7 +114,7 @@ def test_a_gated_product_is_found(name: str) -> None:
     assert not [e for e in outcome.missed if e.rule in CORES]
 
 
-CORES = {r.name for r in rules("recognise") if r.where is not None}
+CORES = {r.name for r in rules("recognise") if isinstance(r.where, FromOneProjection)}
 
 
 def _half_of_each(x, other, packed):
@@ -167,3 +168,24 @@ def test_what_only_looks_like_one_is_left_alone(name: str) -> None:
 )
 def test_other_combinations_are_none(case: Case) -> None:
     assert recognised(case).applied == []
+
+
+def _softcapped(x):
+    return 5.0 * torch.tanh(x / 5.0)
+
+
+@pytest.mark.parametrize("case", [lambda x, packed: _softcapped(F.linear(x, packed)), lambda x, w: _softcapped((x @ w * 0.3).float())])
+def test_capped_logits_are_found(case: Case) -> None:
+    assert [e.rule for e in recognised(case).applied] == ["softcap"]
+
+
+def _capped_scores(x, w, other):
+    q, k = (F.linear(h, w).view(2, 5, 2, D // 2).transpose(1, 2) for h in (x, other))
+    return _softcapped(q @ k.transpose(-1, -2) * 0.5).softmax(-1)
+
+
+def test_capped_scores_are_left_to_attention() -> None:
+    """Also where the keys come from outside, as those of a cache do."""
+    for case in (_capped_scores, lambda x, other: _softcapped(x[:, None] @ other[:, None].transpose(-1, -2))):
+        outcome = recognised(case)
+        assert outcome.applied == [] and ["x is no projection by one matrix: it is made by matmul" in e.reason for e in outcome.missed] == [True]

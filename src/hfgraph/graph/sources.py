@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from hfgraph.graph.unify import label
+from hfgraph.graph.values import val
 
 aten = torch.ops.aten
 # Products with a matrix of weights, in any library, and which argument is multiplied.
@@ -109,6 +110,26 @@ class FromOneProjection:
         both = F.linear(x, torch.stack([eye, turned], 1).flatten(0, 1))
         for first, second in ((F.linear(x, eye), F.linear(x, turned)), halves, (both[..., ::2], both[..., 1::2])):
             yield {**tensors, self.first: first, self.second: second}
+
+
+@dataclass(frozen=True)
+class FromWeights:
+    """Asks that a tensor is a projection by one matrix. Scores of attention, products of two activations by heads, are not."""
+
+    name: str
+
+    def __call__(self, leaves: Mapping[str, Node]) -> str | None:
+        made = trail(leaves[self.name])[-1]
+        if is_projection(made) and val(made.args[_PROJECTIONS[label(made)] + 1]).ndim == 2:  # type: ignore[arg-type]
+            return None
+        return f"{self.name} is no projection by one matrix: it is made by {label(made)}"
+
+    def examples(self, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """A projection as it is, and scaled."""
+        x = tensors[self.name]
+        logits = F.linear(x, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).flip(0))
+        for value in (logits, logits * 0.5):
+            yield {**tensors, self.name: value}
 
 
 def _are_parts(one: list[Node], two: list[Node]) -> bool:

@@ -4,6 +4,7 @@ import torch
 
 from hfgraph.graph.inputs import Inputs, Scalar
 from hfgraph.graph.rule import Rule
+from hfgraph.graph.sources import FromWeights
 from hfgraph.kernels.softcap import softcap
 
 
@@ -19,4 +20,4 @@ def when(x, cap):
     return x.is_floating_point()
 
 
-RULE = Rule(pattern, replacement, inputs=Inputs(x="... D", cap=Scalar(3.0)), when=when)
+RULE = Rule(pattern, replacement, inputs=Inputs(x="... D", cap=Scalar(3.0)), when=when, where=FromWeights("x"))
