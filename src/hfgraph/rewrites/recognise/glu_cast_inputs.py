@@ -8,15 +8,11 @@ from hfgraph.kernels.glu import CHOICE, glu
 
 
 def pattern(gate, up, dtype, activation, alpha, gate_max, act_max, up_min, up_max, up_offset, out):
-    return glu(
-        gate.to(dtype), up.to(dtype), activation, alpha, gate_max=gate_max, act_max=act_max, up_min=up_min, up_max=up_max, up_offset=up_offset, out_dtype=out
-    )
+    return glu(gate.to(dtype), up.to(dtype), activation, alpha, gate_max, act_max, up_min, up_max, up_offset, None, out)
 
 
 def replacement(gate, up, dtype, activation, alpha, gate_max, act_max, up_min, up_max, up_offset, out):
-    return glu(
-        gate, up, activation, alpha, gate_max=gate_max, act_max=act_max, up_min=up_min, up_max=up_max, up_offset=up_offset, compute_dtype=dtype, out_dtype=out
-    )
+    return glu(gate, up, activation, alpha, gate_max, act_max, up_min, up_max, up_offset, dtype, out)
 
 
 def when(gate, up, dtype, activation, alpha, gate_max, act_max, up_min, up_max, up_offset, out):

@@ -1,4 +1,4 @@
-"""The product is cast."""
+"""What was computed in another dtype is cast back to that of the gate. Any other cast belongs to what follows, a norm for instance."""
 
 import torch
 
@@ -8,29 +8,15 @@ from hfgraph.kernels.glu import CHOICE, glu
 
 
 def pattern(gate, up, dtype, activation, alpha, gate_max, act_max, up_min, up_max, up_offset, compute):
-    return glu(gate, up, activation, alpha, gate_max=gate_max, act_max=act_max, up_min=up_min, up_max=up_max, up_offset=up_offset, compute_dtype=compute).to(
-        dtype
-    )
+    return glu(gate, up, activation, alpha, gate_max, act_max, up_min, up_max, up_offset, compute).to(dtype)
 
 
 def replacement(gate, up, dtype, activation, alpha, gate_max, act_max, up_min, up_max, up_offset, compute):
-    return glu(
-        gate,
-        up,
-        activation,
-        alpha,
-        gate_max=gate_max,
-        act_max=act_max,
-        up_min=up_min,
-        up_max=up_max,
-        up_offset=up_offset,
-        compute_dtype=compute,
-        out_dtype=dtype,
-    )
+    return glu(gate, up, activation, alpha, gate_max, act_max, up_min, up_max, up_offset, compute, dtype)
 
 
 def when(gate, up, dtype, activation, alpha, gate_max, act_max, up_min, up_max, up_offset, compute):
-    return dtype.is_floating_point
+    return dtype == gate.dtype
 
 
 RULE = Rule(
@@ -47,7 +33,7 @@ RULE = Rule(
         up_min=Scalar(-0.9, optional=True),
         up_max=Scalar(1.1, optional=True),
         up_offset=Scalar(1.0),
-        compute=Dtype(optional=True),
+        compute=Dtype(torch.float32),
     ),
     when=when,
 )
