@@ -188,4 +188,4 @@ def test_capped_scores_are_left_to_attention() -> None:
     """Also where the keys come from outside, as those of a cache do."""
     for case in (_capped_scores, lambda x, other: _softcapped(x[:, None] @ other[:, None].transpose(-1, -2))):
         outcome = recognised(case)
-        assert outcome.applied == [] and ["x is no projection by one matrix: it is made by matmul" in e.reason for e in outcome.missed] == [True]
+        assert outcome.applied == [] and ["x is no projection by weights: it is made by matmul" in e.reason for e in outcome.missed] == [True]

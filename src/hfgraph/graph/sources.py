@@ -114,15 +114,13 @@ class FromOneProjection:
 
 @dataclass(frozen=True)
 class FromWeights:
-    """Asks that a tensor is a projection by one matrix. Scores of attention, products of two activations by heads, are not."""
+    """Asks that a tensor is a projection by weights. Scores of attention, products of two activations, are not."""
 
     name: str
 
     def __call__(self, leaves: Mapping[str, Node]) -> str | None:
         made = trail(leaves[self.name])[-1]
-        if is_projection(made) and val(made.args[_PROJECTIONS[label(made)] + 1]).ndim == 2:  # type: ignore[arg-type]
-            return None
-        return f"{self.name} is no projection by one matrix: it is made by {label(made)}"
+        return None if is_projection(made) and _has_weights(made) else f"{self.name} is no projection by weights: it is made by {label(made)}"
 
     def examples(self, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """A projection as it is, and scaled."""
@@ -130,6 +128,12 @@ class FromWeights:
         logits = F.linear(x, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).flip(0))
         for value in (logits, logits * 0.5):
             yield {**tensors, self.name: value}
+
+
+def _has_weights(projection: Node) -> bool:
+    """A batch of matrices may be activations (the keys of all heads), also where it comes from outside (from a cache)."""
+    matrix = projection.args[_PROJECTIONS[label(projection)] + 1]
+    return label(projection) not in ("matmul", "bmm", "baddbmm") or (isinstance(matrix, Node) and val(matrix).ndim == 2)
 
 
 def _are_parts(one: list[Node], two: list[Node]) -> bool:

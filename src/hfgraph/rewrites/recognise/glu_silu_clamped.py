@@ -21,4 +21,4 @@ def when(gate, up, high):
     return same_shape(gate, up) and gate.is_floating_point()
 
 
-RULE = Rule(pattern, replacement, inputs=Inputs(gate="... D", up="... D", high=Scalar(0.6)), when=when, where=FromOneProjection("gate", "up"))
+RULE = Rule(pattern, replacement, inputs=Inputs(gate="... D", up="... D", high=Scalar(0.6)), when=when, where=FromOneProjection("gate", "up"), everyday=True)
