@@ -98,6 +98,21 @@ def _rotary(x: Tensor) -> Any:
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
 
 
+# --- around a projection ------------------------------------------------------------------------------
+
+
+@example("gated MLP of two projections, clamped")
+def _gated(x: Tensor, w: Tensor) -> Any:
+    square = torch.outer(w, w)
+    gate, up = F.linear(x, square).clamp(max=1.5), F.linear(x, square + 1, w).clamp(-2.0, 2.0)
+    return (up + 1) * (gate * torch.sigmoid(gate * 1.702)), F.silu(F.linear(x, square)) * norm(x, w)
+
+
+@example("logits, capped")
+def _logits(x: Tensor, w: Tensor) -> Any:
+    return 3.0 * torch.tanh(F.linear(norm(x, w), torch.outer(w, w)) / 3.0)
+
+
 # --- norms that meet ----------------------------------------------------------------------------------
 
 

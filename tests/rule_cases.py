@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from hfgraph.graph.canonical import tidy
-from hfgraph.graph.inputs import Dtype, Inputs
+from hfgraph.graph.inputs import Choice, Dtype, Inputs
 from hfgraph.graph.rewrite import Outcome, apply_rules
 from hfgraph.graph.rule import Rule
 from hfgraph.graph.values import evaluated
@@ -50,13 +50,18 @@ class Case:
 
 
 def settings(inputs: Inputs, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Values for the dtypes: each required one in turn every float dtype, the optional ones all left out, all `dtype`, all wide."""
+    """Values for the dtypes: each required one in turn every float dtype, the optional ones all left out, all `dtype`, all wide.
+
+    Then each further word of a choice, once, without optional dtypes.
+    """
     optional = [n for n, a in inputs.items() if isinstance(a, Dtype) and a.optional]
     required = [n for n, a in inputs.items() if isinstance(a, Dtype) and not a.optional]
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     options = [None, dtype, wide] if optional else [None]
     choices = list(product((torch.float32, torch.bfloat16, torch.float16, torch.float64), repeat=len(required)))
-    return [{**dict(zip(required, c, strict=True)), **dict.fromkeys(optional, o)} for c in choices for o in dict.fromkeys(options)]
+    found = [{**dict(zip(required, c, strict=True)), **dict.fromkeys(optional, o)} for c in choices for o in dict.fromkeys(options)]
+    words = {n: a.options[1:] for n, a in inputs.items() if isinstance(a, Choice)}
+    return found + [{**dict.fromkeys(optional), n: w} for n, further in words.items() for w in further]
 
 
 def cases(inputs: Inputs, dtype: torch.dtype, *, scales: tuple[float, ...] | None = None, shape: Mapping[str, int] | None = None) -> Iterator[Case]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from hfgraph.graph.canonical import tidy
-from hfgraph.graph.inputs import Dtype, Scalar, Switch
+from hfgraph.graph.inputs import Choice, Dtype, Scalar, Switch
 from hfgraph.graph.match import CHEAP
 from hfgraph.graph.replacing import RULES
 from hfgraph.graph.rewrite import apply_rules, variants
@@ -24,7 +25,9 @@ from hfgraph.kernels import all_ops
 from hfgraph.rewrites import STAGES, all_rules, rules
 
 all_ops()
-RULES_BY_NAME = {r.name: r for r in all_rules()}
+# What `where` asks for lies outside the pattern; it has tests of its own below.
+RULES_BY_NAME = {r.name: replace(r, where=None) for r in all_rules() if isinstance(r, Rule)}
+GUARDED_BY_SOURCE = {r.name: r for r in all_rules() if isinstance(r, Rule) and r.where is not None}
 every_rule = pytest.mark.parametrize("rule", RULES_BY_NAME.values(), ids=RULES_BY_NAME)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
@@ -260,6 +263,40 @@ def test_overlapping_copies(rule: Rule) -> None:
     assert differences(function, gm, list(case.tensors.values())) == []
 
 
+# --- where its tensors come from ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", GUARDED_BY_SOURCE.values(), ids=GUARDED_BY_SOURCE)
+def test_where_accepts_its_examples(rule: Rule) -> None:
+    """Each of them becomes what the pattern alone becomes, also with symbolic sizes."""
+    where = rule.where
+    assert where is not None
+    for case in own_cases(rule, torch.float32, scales=(1.0,)):
+        for i in range(len(list(where.examples(case.tensors)))):
+
+            def function(i: int = i, **given: Any) -> Any:
+                tensors = {n: a for n, a in given.items() if isinstance(a, Tensor)}
+                return rule.pattern(**{**given, **list(where.examples(tensors))[i]})
+
+            for symbolic in (False, True):
+                gm, outcome = rewritten(rule, case, body=function, symbolic=symbolic)
+                assert [e.rule for e in outcome.applied] == [rule.name], f"{case.name}, example {i}: {[e.reason for e in outcome.missed]}"
+                assert differences(case.function(function), gm, list(case.tensors.values())) == [], f"{case.name}, example {i}"
+
+
+@pytest.mark.parametrize("rule", GUARDED_BY_SOURCE.values(), ids=GUARDED_BY_SOURCE)
+def test_where_refuses_tensors_that_come_from_anywhere(rule: Rule) -> None:
+    """Inputs that have nothing to do with each other: the graph stays, and the reason is that of `where`."""
+    assert rule.where is not None
+    for case in own_cases(rule, torch.float32, scales=(1.0,)):
+        plain = graph_of(case.function(rule.pattern), case.tensors)
+        leaves = dict(zip(case.tensors, (n for n in plain.graph.nodes if n.op == "placeholder"), strict=True))
+        reason = rule.where(leaves)
+        gm, outcome = rewritten(rule, case)
+        assert outcome.applied == [] and text(gm) == text(plain)
+        assert reason and [e.reason.endswith(f"then {reason}") for e in outcome.missed] == [True]
+
+
 # --- what is known of a node is kept -----------------------------------------------------------------
 
 
@@ -294,6 +331,9 @@ def mutants(rule: Rule) -> Iterator[Mutant]:
         elif isinstance(described, Scalar):
             yield f"{name} doubled", lambda name=name, **a: rule.replacement(**{**a, name: 2 * a[name]})
             yield f"{name} dropped", lambda name=name, **a: rule.replacement(**{**a, name: 0.0})
+        elif isinstance(described, Choice):
+            for word in described.options[1:]:
+                yield f"{name} always {word}", lambda name=name, word=word, **a: rule.replacement(**{**a, name: word})
         elif isinstance(described, Dtype):
             yield f"{name} ignored", lambda name=name, **a: rule.replacement(**{**a, name: None})
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from _generate.registry import Registry, made
 from _generate.text import body, breakable, code, docstring, module_of, page, sentence, source, source_link, source_page, table
-from hfgraph.graph.inputs import Dims, Dtype, Inputs, Scalar, Switch
+from hfgraph.graph.inputs import Choice, Dims, Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.op import Op
 from hfgraph.graph.rule import Rule
 
@@ -58,8 +58,9 @@ def rule_page(rule: Rule) -> str:
         "Ops: " + ", ".join(op_link(o) for o in made(rule)) + "." if made(rule) else "",
         "## Where it applies",
         *_guard(rule.when),
+        *([" ".join(docstring(type(rule.where)).paragraphs)] if rule.where is not None else []),
         "## Parameters",
-        "Pattern and replacement have the same parameters. A number or a dtype is bound by value: it is read off the site.",
+        "Pattern and replacement have the same parameters. A number, a dtype or a word is bound by value: it is read off the site.",
         inputs_table(rule.inputs),
         "## Switch it off",
         code(f'model.compile(backend="hfgraph", options={{"disable": ["{rule.name}"]}})'),
@@ -87,7 +88,7 @@ def inputs_table(inputs: Inputs) -> str:
     return table(("parameter", "what it is"), [(f"`{name}`", in_words(a)) for name, a in inputs.items()])
 
 
-def in_words(argument: Dims | Scalar | Dtype) -> str:
+def in_words(argument: Dims | Scalar | Dtype | Choice) -> str:
     """What an argument may be."""
     match argument:
         case Dims():
@@ -98,6 +99,8 @@ def in_words(argument: Dims | Scalar | Dtype) -> str:
             words = "0 or 1"
         case Scalar():
             words = f"a number, such as {argument.example:g}"
+        case Choice():
+            words = f"one of {', '.join(f'`{w}`' for w in argument.options)}"
         case Dtype():
             words = f"a dtype, such as `{str(argument.example).removeprefix('torch.')}`" if argument.example else "a dtype"
     return f"{words}; may be absent" if argument.optional else words

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from hfgraph.graph.inputs import Dtype, Scalar, Switch
+from hfgraph.graph.inputs import Choice, Dtype, Scalar, Switch
 from hfgraph.graph.rule import Rule
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -102,6 +102,8 @@ class Program:
                 dtypes += 1
             elif isinstance(a, Switch):
                 found[name] = 1 - a.example if copy.other_numbers else a.example
+            elif isinstance(a, Choice):
+                found[name] = a.options[-1] if copy.other_numbers else a.example
             elif isinstance(a, Scalar):
                 found[name] = 0.0625 if copy.other_numbers else a.example
         return found

@@ -34,8 +34,26 @@ def _norm_settings(dtype: torch.dtype) -> dict[str, Setting]:
     }
 
 
+def _glu_settings(dtype: torch.dtype) -> dict[str, Setting]:
+    """Each activation alone, and the steps around it as models combine them."""
+    plain: Setting = {**dict.fromkeys(("gate_max", "act_max", "up_min", "up_max")), "up_offset": 0.0}
+    single, other = torch.float32, torch.float16 if dtype is torch.bfloat16 else torch.bfloat16
+    found: dict[str, Setting] = {"default": {**plain, "activation": "silu"}}
+    found |= {a: {**plain, "activation": a} for a in ("gelu", "gelu_tanh", "swish")}
+    return found | {
+        "relu2": {**plain, "activation": "relu2", "gate_max": 100.0},  # float16 does not hold the square of 256
+        "clamped_swish": {"activation": "swish", "act_max": None},
+        "clamped_after": {"gate_max": None, "up_offset": 0.0},
+        "never_clamped": {**plain, "gate_max": float("inf"), "up_min": float("-inf"), "up_max": float("inf")},
+        "in_single": {**plain, "compute_dtype": single, "out_dtype": dtype},
+        "in_single_all": {"activation": "swish", "compute_dtype": single, "out_dtype": dtype},
+        "rounds_first": {**plain, "compute_dtype": other, "out_dtype": single},
+        "other_up": {"up": other, "out_dtype": dtype},
+    }
+
+
 # Op -> the settings worth testing, as changes to the arguments that `op.inputs` makes: None removes a tensor, a dtype casts it.
-SETTINGS: Mapping[str, Callable[[torch.dtype], dict[str, Setting]]] = {"rms_norm": _norm_settings, "add_rms_norm": _norm_settings}
+SETTINGS: Mapping[str, Callable[[torch.dtype], dict[str, Setting]]] = {"rms_norm": _norm_settings, "add_rms_norm": _norm_settings, "glu": _glu_settings}
 
 
 def settings(op: Op, dtype: torch.dtype) -> dict[str, Setting]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from hfgraph.graph.op import Op
 # lie next to a rounding boundary, where one unit and a few elements in a thousand are the price.
 UNITS = {torch.float32: 4, torch.float16: 1, torch.bfloat16: 1}
 MOVED = 0.005
+# Op -> the size of what a result is a difference of, where that may be larger than the result: float32 is exact to some units of it.
+# An activation that nearly vanishes is its input times 1 + erf(x), say.
+LARGEST: Mapping[str, Callable[[Mapping[str, Any]], Tensor]] = {"glu": lambda a: a["gate"].double().abs() * (a["up"].double().abs() + a["up_offset"])}
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
@@ -34,7 +37,11 @@ def check(op: Op, got: Any, arguments: Mapping[str, Any], moved_at_most: float =
         assert torch.equal(g.isnan(), w.isnan()), f"output {i}: NaN in {int(g.isnan().sum())} elements, in the reference in {int(w.isnan().sum())}"
         g, w = g.double(), w.double()
         gap = (g - w).abs()
-        off = int((gap > UNITS[unit] * _unit(torch.maximum(g.abs(), w.abs()), unit)).sum())
+        allowed = UNITS[unit] * _unit(torch.maximum(g.abs(), w.abs()), unit)
+        if op.name in LARGEST:
+            allowed *= 2  # a factor that is one unit off, times one whose digits are larger
+            allowed += UNITS[torch.float32] * _unit(LARGEST[op.name](arguments), torch.float32)
+        off = int((gap > allowed).sum())
         assert off == 0, f"output {i}: {off} of {g.numel()} elements are off by more than {UNITS[unit]} units of {unit}, at most {gap.max():.3g}"
         if unit is not torch.float32:
             moved = int((gap > 0).sum())

@@ -54,6 +54,18 @@ _KINDS = {"bool": torch.bool, "int": torch.int64}
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A word that the pattern carries, one of several; tests try each."""
+
+    options: tuple[str, ...]
+    optional = False
+
+    @property
+    def example(self) -> str:
+        return self.options[0]
+
+
+@dataclass(frozen=True)
 class Dims:
     """A tensor's dims, e.g. "B T D", numbers for fixed sizes; a leading "..." lets it have any rank, a final "?" lets it be
     None, "bool" or "int" before the dims say that it holds conditions or whole numbers."""
@@ -79,17 +91,17 @@ class Dims:
         return tuple(_size(n, sizes) for n in self.names)
 
 
-class Inputs(Mapping[str, "Dims | Scalar | Numbers | Dtype"]):
-    """Arguments by name: a string gives a tensor's dims, `Scalar` a number, `Dtype` a dtype.
+class Inputs(Mapping[str, "Dims | Scalar | Numbers | Dtype | Choice"]):
+    """Arguments by name: a string gives a tensor's dims, `Scalar` a number, `Dtype` a dtype, `Choice` a word.
 
     ``Inputs(x="... D", weight="D", eps=Scalar(1e-6), scales=(1, 1e-3, 1e3))``; ``scales`` multiplies the first tensor.
     """
 
-    def __init__(self, scales: tuple[float, ...] = (1.0, 1e-3, 1e3), **arguments: str | Scalar | Numbers | Dtype) -> None:
+    def __init__(self, scales: tuple[float, ...] = (1.0, 1e-3, 1e3), **arguments: str | Scalar | Numbers | Dtype | Choice) -> None:
         self.scales = scales
         self._arguments = {n: Dims.parse(a) if isinstance(a, str) else a for n, a in arguments.items()}
 
-    def __getitem__(self, name: str) -> Dims | Scalar | Numbers | Dtype:
+    def __getitem__(self, name: str) -> Dims | Scalar | Numbers | Dtype | Choice:
         return self._arguments[name]
 
     def __iter__(self) -> Iterator[str]:

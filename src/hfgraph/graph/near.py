@@ -50,7 +50,7 @@ def _misses(rule: Rule, matcher: Matcher, dtypes: tuple[torch.dtype, ...], guard
         for anchor in _anchors(variant.pattern, matcher):
             for node in matcher.index[anchor.target]:
                 miss = matcher.attempt(variant.pattern, anchor, node, lambda m, v=variant: guard(rule, v, m)) if node.users else None
-                if isinstance(miss, NearMiss) and _is_near(miss):
+                if isinstance(miss, NearMiss) and (miss.whole if rule.everyday else _is_near(miss)):
                     yield miss
 
 

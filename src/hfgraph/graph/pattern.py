@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from hfgraph.errors import InvalidRule
 from hfgraph.graph.canonical import tidy
-from hfgraph.graph.inputs import Dims, Dtype, Scalar
+from hfgraph.graph.inputs import Choice, Dims, Dtype, Scalar
 from hfgraph.graph.rule import Rule
 from hfgraph.graph.values import is_symbol, val
 
@@ -27,12 +27,15 @@ from hfgraph.graph.values import is_symbol, val
 _DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.complex32)
 
 
+_KINDS = {torch.dtype: "dtype", str: "word", int: "number", float: "number"}
+
+
 @dataclass(frozen=True)
 class Wild:
-    """A place in a pattern that binds a number or a dtype by value."""
+    """A place in a pattern that binds a number, a dtype or a word by value."""
 
     name: str
-    kind: str  # "number" or "dtype"
+    kind: str  # "number", "dtype" or "word"
     optional: bool
 
     def accepts(self, value: Any) -> bool:
@@ -40,6 +43,8 @@ class Wild:
             return self.optional
         if self.kind == "dtype":
             return isinstance(value, torch.dtype)
+        if self.kind == "word":
+            return isinstance(value, str)
         return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -69,6 +74,8 @@ def sentinels(rule: Rule, dtype: torch.dtype) -> dict[str, Any]:
             found[name] = next(dtypes)
         elif isinstance(a, Scalar):
             found[name] = 0.0718281828 + 0.013 * i if isinstance(a.example, float) else 7001 + 13 * i
+        elif isinstance(a, Choice):
+            found[name] = next(w for w in reversed(a.options) if w not in found.values())
     return found
 
 
@@ -174,13 +181,13 @@ def _with_wilds(value: Any, rule: Rule, marks: dict[str, Any], seen: set[str]) -
         return type(value)([_with_wilds(v, rule, marks, seen) for v in value]) if not hasattr(value, "_fields") else value
     if isinstance(value, dict):
         return {k: _with_wilds(v, rule, marks, seen) for k, v in value.items()}
-    if isinstance(value, float | int | torch.dtype) and not isinstance(value, bool):
+    if isinstance(value, float | int | torch.dtype | str) and not isinstance(value, bool):
         for name, mark in marks.items():
             if type(value) is type(mark) and value == mark:
                 seen.add(name)
                 described = rule.inputs[name]
                 assert not isinstance(described, Dims)
-                return Wild(name, "dtype" if isinstance(described, Dtype) else "number", described.optional)
+                return Wild(name, _KINDS[type(mark)], described.optional)
     return value
 
 

@@ -144,7 +144,8 @@ def _guard(rule: Rule, variant: Variant, match: Match) -> str | None:
             raise TypeError(f"the guard of rule {rule.name!r} returned {verdict!r}; it must return a bool also for symbolic sizes")
         if not verdict:
             return "the rule's condition does not hold here"
-    return _result_differs(match, variant)
+    against = rule.where(match.leaves) if rule.where is not None else None
+    return against or _result_differs(match, variant)
 
 
 # --- replacement -------------------------------------------------------------------------------------

@@ -16,17 +16,8 @@ from torch import Tensor
 
 from hfgraph.kernels.floats import TYPES, narrow, rounded, widen
 from hfgraph.kernels.launch import Launch
+from hfgraph.kernels.rows import rows_of
 from hfgraph.kernels.strides import Rows
-
-
-@triton.jit
-def _rows(tensor, row, size1, size2, stride0, stride1, stride2):
-    """Where each row begins in a tensor whose leading dims are (any, size1, size2); None stays None."""
-    if tensor is not None:
-        outer = row // size2
-        # A row number fits 32 bits, where division is cheap; an offset may not.
-        tensor += (outer // size1).to(tl.int64) * stride0 + (outer % size1).to(tl.int64) * stride1 + (row % size2).to(tl.int64) * stride2
-    return tensor
 
 
 @triton.jit
@@ -76,8 +67,8 @@ def one_pass(
     column = tl.arange(0, BLOCK)[None, :]
     live = (row < rows) & (column < width)
     w = _weights(weight, column, width, w_step, WEIGHT, OFFSET)  # before the reduction, which would make the load wait
-    x = _rows(x, row, size1, size2, x0, x1, x2)
-    residual = _rows(residual, row, size1, size2, r0, r1, r2)
+    x = rows_of(x, row, size1, size2, x0, x1, x2)
+    residual = rows_of(residual, row, size1, size2, r0, r1, r2)
     h = _sum(x, residual, column, x_step, r_step, live)
     y = _scaled(h, tl.sum(h * h, axis=1), w, width, eps, SCALE, ROUND, PRODUCT)
     _store(out, y, row, column, width, live)
@@ -91,8 +82,8 @@ def two_pass(
 ):  # fmt: skip
     """Rows of any width, ROWS of them in a program, BLOCK elements at a time."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    x = _rows(x, row, size1, size2, x0, x1, x2)
-    residual = _rows(residual, row, size1, size2, r0, r1, r2)
+    x = rows_of(x, row, size1, size2, x0, x1, x2)
+    residual = rows_of(residual, row, size1, size2, r0, r1, r2)
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
     for first in range(0, width, BLOCK):
         column = first + tl.arange(0, BLOCK)[None, :]
