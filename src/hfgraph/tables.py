@@ -39,7 +39,8 @@ def report_parts(report: Report) -> list[RenderableType]:
     parts: list[RenderableType] = [_summary(report)]
     done = [s for s in report.sites if s.status != "near miss"]
     if done:
-        parts.append(_sites("Rewritten", _folded(done), ("rule", "status", "module", "source", "sites")))
+        noted = ("note",) if any(s.note for s in done) else ()
+        parts.append(_sites("Rewritten", _folded(done), ("rule", "status", "module", "source", *noted, "sites")))
     if report.near_misses:
         parts.append(_sites("Near misses", _folded(report.near_misses), ("rule", "module", "source", "reason", "sites")))
     if any(g.rules for g in report.graphs):
@@ -109,7 +110,7 @@ def _folded(sites: Iterable[Site]) -> list[tuple[Site, int]]:
     """Sites that differ only in the number of their layer become one line."""
     groups: dict[Any, list[Site]] = {}
     for s in sites:
-        groups.setdefault((s.rule, s.status, _layerless(s.module), s.source, _layerless(s.reason.split(", found")[0])), []).append(s)
+        groups.setdefault((s.rule, s.status, _layerless(s.module), s.source, _layerless(s.reason.split(", found")[0]), s.note), []).append(s)
     return [(_span(group), len(group)) for group in groups.values()]
 
 

@@ -94,7 +94,7 @@ def _hoisted(child: Module) -> list[Module]:
 def _alike(module: Module) -> Any:
     """Equal for modules that compute the same and were treated the same, wherever they stand."""
     nodes = tuple((n.label if n.kind == "call" else "", n.value, n.rules) for n in (*module.before, *module.after))
-    sites = tuple((s.rule, s.status, re.sub(r"_?\d+", "", s.reason)) for s in module.sites)
+    sites = tuple((s.rule, s.status, re.sub(r"_?\d+", "", s.reason), s.note) for s in module.sites)
     return module.cls, len(module.before), nodes, sites, tuple((c.name, _alike(c)) for c in module.children)
 
 

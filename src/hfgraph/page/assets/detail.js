@@ -30,7 +30,7 @@ function nodesText(row) {
 function grouped(found) {
   const groups = new Map();
   for (const { site, row } of found) {
-    const key = [site.rule, site.status, fullName(row), site.source, site.reason.replace(/_?\d+/g, "")].join("|");
+    const key = [site.rule, site.status, fullName(row), site.source, site.reason.replace(/_?\d+/g, ""), site.note].join("|");
     if (!groups.has(key)) groups.set(key, { site, row, count: 0 });
     groups.get(key).count += 1;
   }
@@ -53,7 +53,7 @@ function whereElement(g, row, drawn) {
 function placesOf(groups) {
   const places = new Map();
   for (const g of groups) {
-    const key = `${fullName(g.row)}|${g.site.source}`;
+    const key = `${fullName(g.row)}|${g.site.source}|${g.site.note}`;
     if (!places.has(key)) places.set(key, []);
     places.get(key).push(g);
   }
@@ -67,6 +67,7 @@ function doneElement(place, row, drawn) {
     return [i ? " " : "", el("span", { class: "soft" }, i || g.site.status === "recognised" ? STATUS[g.site.status] : "fused into "), el("span", { class: "tag done" }, g.site.rule), n > 1 ? el("span", { class: "times" }, ` ×${n}`) : null];
   });
   return el("div", { class: "site" }, el("div", {}, what), whereElement({ row: first.row, site: last.site }, row, drawn), code(first.site),
+    place.map((g) => (g.site.note ? el("div", { class: "why" }, g.site.note) : null)),
     first.site.steps.length > 1 ? el("div", { class: "soft mono" }, "by the rules " + first.site.steps.join(" → ")) : null);
 }
 

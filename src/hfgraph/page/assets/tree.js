@@ -10,7 +10,7 @@ const FILTERS = [
 
 function rowText(row, graph) {
   const nodes = graph.byModule[row.path] || [];
-  return [fullName(row), row.class, ...row.sites.flatMap((s) => [s.rule, s.source, s.code, s.reason]), ...nodes.map((n) => n[COLUMN.label])].join("\n").toLowerCase();
+  return [fullName(row), row.class, ...row.sites.flatMap((s) => [s.rule, s.source, s.code, s.reason, s.note]), ...nodes.map((n) => n[COLUMN.label])].join("\n").toLowerCase();
 }
 
 // A path with a layer's number finds the row that the layer is folded into.
