@@ -86,7 +86,8 @@ def layer_norm(
     h = x if compute_dtype is None else x.to(compute_dtype)
     w = weight if weight is None or weight_dtype is None else weight.to(weight_dtype)
     w = w if w is None or not offset else w + offset
-    y = _spelled(h, eps, divide) if spelled else _native(h, w, bias, eps)
+    spell = _divided if divide else _multiplied
+    y = spell(h, eps) if spelled else _native(h, w, bias, eps)
     y = y if round_dtype is None else y.to(round_dtype)
     if spelled:
         y = y if w is None else y * w
@@ -94,11 +95,15 @@ def layer_norm(
     return y if out_dtype is None else y.to(out_dtype)
 
 
-def _spelled(h: Tensor, eps: float, divide: int) -> Tensor:
+def _multiplied(h: Tensor, eps: float) -> Tensor:
     """The normalised values, operator by operator."""
     centred = h - h.mean(-1, keepdim=True)
-    variance = centred.pow(2).mean(-1, keepdim=True)
-    return centred / torch.sqrt(variance + eps) if divide else centred * torch.rsqrt(variance + eps)
+    return centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
+
+
+def _divided(h: Tensor, eps: float) -> Tensor:
+    centred = h - h.mean(-1, keepdim=True)
+    return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def _native(h: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -107,3 +112,31 @@ def _native(h: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -
     held = torch.float32 if given - {h.dtype} and h.dtype in (torch.float16, torch.bfloat16) else h.dtype
     weight, bias = (None if p is None else p.to(held) for p in (weight, bias))
     return F.layer_norm(h, (h.shape[-1],), weight, bias, eps)
+
+
+def _fits_triton(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    offset: float = 0.0,
+    compute_dtype: torch.dtype | None = None,
+    round_dtype: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+    spelled: int = 0,
+    divide: int = 0,
+) -> bool:
+    """An inverse root in float32 over rows of at most 32k; weight and bias are vectors of a row's width."""
+    del eps, offset
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    width = x.shape[-1] if x.ndim else 0
+    computed = compute_dtype or x.dtype
+    # PyTorch's operator computes in float32 whatever the values' dtype, and rounds to it at the end; the kernel rounds there once.
+    single = computed is torch.float32 or (not spelled and computed is x.dtype and round_dtype in (None, computed, torch.float32))
+    fits = not divide and isinstance(width, int) and 0 < width <= 32768 and x.dtype in floats and single
+    vectors = all(p is None or (p.dtype in floats and p.ndim == 1 and isinstance(p.shape[0], int) and p.shape[0] == width) for p in (weight, bias))
+    return fits and vectors and all(d in (None, *floats) for d in (round_dtype, weight_dtype, out_dtype))
+
+
+layer_norm.impl("triton", device="cuda", load=".triton", when=_fits_triton)
