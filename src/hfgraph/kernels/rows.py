@@ -48,10 +48,18 @@ def put(out, value, row, column, width, live):
 
 
 @triton.jit
-def vector(weight, column, width, step, DTYPE: tl.constexpr, OFFSET: tl.constexpr):
-    """A weight plus its offset, in float32, rounded as DTYPE: (1, D); None without a weight."""
+def vector(tensor, column, width, step):
+    """A vector of a row's width, in float32: (1, D); None stays None."""
+    if tensor is not None:
+        tensor = widen(tl.load(tensor + column * step, mask=column < width, other=0.0))
+    return tensor
+
+
+@triton.jit
+def moved(weight, DTYPE: tl.constexpr, OFFSET: tl.constexpr):
+    """A weight plus its offset, rounded as DTYPE; None without a weight."""
     if weight is not None:
-        weight = rounded(widen(tl.load(weight + column * step, mask=column < width, other=0.0)), DTYPE)
+        weight = rounded(weight, DTYPE)
         if OFFSET != 0.0:
             weight = rounded(weight + OFFSET, DTYPE)
     return weight
@@ -81,14 +89,14 @@ class Config:
         return self.whole and (dense or self.block <= 8192)
 
 
-def configs(whole: Any, in_blocks: Any) -> tuple[Config, ...]:
-    """The ways to cut a pair of kernels, for rows that fit in registers and for wider ones, the narrowest first.
+def configs(whole: Any, in_blocks: Any, widest: int = 16384) -> tuple[Config, ...]:
+    """The ways to cut a pair of kernels, for rows that fit in registers (up to `widest`) and for wider ones, the narrowest first.
 
     8 elements to a thread up to 2048: one 16-byte load in 16 bits. Wider rows keep up to 32 in registers; beyond that, several passes.
     Not tuned: no timing has been taken on a GPU yet.
     """
     cuts = ((64, 16, 4), (128, 8, 4), (256, 4, 4), (512, 2, 4), (1024, 1, 4), (2048, 1, 8), (4096, 1, 8), (8192, 1, 16), (16384, 1, 16))
-    return (*(Config(whole, *cut) for cut in cuts), Config(in_blocks, 4096, 1, 8, whole=False))
+    return (*(Config(whole, *cut) for cut in cuts if cut[0] <= widest), Config(in_blocks, 4096, 1, 8, whole=False))
 
 
 def config_for(every: tuple[Config, ...], width: int, dense: bool) -> Config:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfgraph.kernels.floats import rounded
 from hfgraph.kernels.launch import Launch
-from hfgraph.kernels.rows import Config, ahead, begin, configs, launch, layouts, put, summed, type_of, vector
+from hfgraph.kernels.rows import Config, ahead, begin, configs, launch, layouts, moved, put, summed, type_of, vector
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def one_pass(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     live = (row < rows) & (column < width)
-    w = vector(weight, column, width, w_step, WEIGHT, OFFSET)  # before the reduction, which would make the load wait
+    w = moved(vector(weight, column, width, w_step), WEIGHT, OFFSET)  # before the reduction, which would make the load wait
     x = begin(x, row, size1, size2, x0, x1, x2)
     residual = begin(residual, row, size1, size2, r0, r1, r2)
     h = summed(x, residual, column, x_step, r_step, live, MULTIPLIER)
@@ -63,7 +63,8 @@ def two_pass(
         live = (row < rows) & (column < width)
         # The inputs again, not the stored sum: another thread may have written it.
         h = summed(x, residual, column, x_step, r_step, live, MULTIPLIER)
-        y = _scaled(h, over_row, vector(weight, column, width, w_step, WEIGHT, OFFSET), width, eps, SCALE, ROUND, PRODUCT)
+        w = moved(vector(weight, column, width, w_step), WEIGHT, OFFSET)
+        y = _scaled(h, over_row, w, width, eps, SCALE, ROUND, PRODUCT)
         put(out, y, row, column, width, live)
         put(total, h, row, column, width, live)
 
