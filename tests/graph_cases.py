@@ -54,6 +54,14 @@ def norm(x: Tensor, w: Tensor, eps: float = 1e-6) -> Tensor:
     return w * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
+def layer_norm(x: Tensor, w: Tensor, eps: float = 1e-5) -> Tensor:
+    """LayerNorm without a bias, in elementary operators."""
+    h = x.float()
+    mean = h.mean(-1, keepdim=True)
+    h = (h - mean) * torch.rsqrt((h - mean).pow(2).mean(-1, keepdim=True) + eps)
+    return (w.float() * h).to(x.dtype)
+
+
 # --- a block ------------------------------------------------------------------------------------------
 
 
@@ -133,6 +141,21 @@ def _residual(x: Tensor, w: Tensor) -> Any:
     y = norm(h, w)
     h = h + y
     return norm(h, w), h
+
+
+@example("parallel branches")
+def _parallel(x: Tensor, w: Tensor) -> Any:
+    """Both branches read one sum; the sum of the two is added to it, and feeds two norms."""
+    dims = (x.shape[-1],)
+    h = x + (F.layer_norm(x, dims, w).sin() + F.layer_norm(x, dims, 1 + w.detach()).cos())
+    return F.layer_norm(h, dims, None, w), F.layer_norm(h, dims), h.relu()
+
+
+@example("a residual beside a multiple")
+def _multiple(x: Tensor, w: Tensor) -> Any:
+    h = x + norm(x, w).sin() * 0.22
+    y = 0.5 * F.layer_norm(h, (x.shape[-1],)).sin() + h
+    return norm(h, w.detach()), layer_norm(y, w), y.relu()
 
 
 @example("F.rms_norm and an offset")
@@ -253,7 +276,9 @@ def _layouts(x: Tensor, residual: Tensor, w: Tensor) -> Any:
     """Strides of a sum follow its first operand."""
     x = x.transpose(0, 1)
     first, second = x + residual, residual + x
-    return norm(first, w), first, norm(second, w), second, norm(x, w), norm(x, w).cos()
+    third, fourth = x + residual.sin(), residual.sin() + x
+    normed = norm(first, w), norm(second, w), norm(x, w), norm(x, w).cos()
+    return *normed, first, second, layer_norm(third, w), third, layer_norm(fourth, w), fourth, layer_norm(x, w)
 
 
 # --- modes, randomness, constants ---------------------------------------------------------------------

@@ -52,8 +52,40 @@ def _glu_settings(dtype: torch.dtype) -> dict[str, Setting]:
     }
 
 
+def _layer_norm_settings(dtype: torch.dtype) -> dict[str, Setting]:
+    """PyTorch's operator, and the forms spelled out, with every rounding point."""
+    single, other = torch.float32, torch.float16 if dtype is torch.bfloat16 else torch.bfloat16
+    spelled = {"spelled": 1, "compute_dtype": single}
+    return {
+        "default": {},
+        "in_single": {"compute_dtype": single, "weight": single, "bias": single, "out_dtype": dtype},
+        "no_weight": {"compute_dtype": single, "weight": None, "bias": None, "round_dtype": dtype},
+        "no_bias": {"bias": None},
+        "offset": {"offset": 1.0},
+        "single_parameters": {"weight": single, "bias": single},
+        "rounds_last": {"compute_dtype": single, "round_dtype": other, "out_dtype": single},
+        "large_eps": {"eps": 0.1},
+        "rounds_then_weight": {**spelled, "round_dtype": dtype},
+        "weight_in_single": {**spelled, "bias": None, "weight_dtype": single, "out_dtype": dtype},
+        "offset_in_single": {**spelled, "weight_dtype": single, "offset": 1.0, "out_dtype": dtype},
+        "other_weight": {**spelled, "round_dtype": dtype, "weight": other, "bias": other},
+        "spelled_no_weight": {**spelled, "weight": None, "bias": None, "round_dtype": dtype},
+    }
+
+
+def _times(settings: Callable[[torch.dtype], dict[str, Setting]]) -> Callable[[torch.dtype], dict[str, Setting]]:
+    """The same, and one in which what is added is multiplied by a number."""
+    return lambda dtype: (found := settings(dtype)) | {"multiplied": {**next(iter(found.values())), "multiplier": 0.22}}
+
+
 # Op -> the settings worth testing, as changes to the arguments that `op.inputs` makes: None removes a tensor, a dtype casts it.
-SETTINGS: Mapping[str, Callable[[torch.dtype], dict[str, Setting]]] = {"rms_norm": _norm_settings, "add_rms_norm": _norm_settings, "glu": _glu_settings}
+SETTINGS: Mapping[str, Callable[[torch.dtype], dict[str, Setting]]] = {
+    "rms_norm": _norm_settings,
+    "add_rms_norm": _times(_norm_settings),
+    "layer_norm": _layer_norm_settings,
+    "add_layer_norm": _times(_layer_norm_settings),
+    "glu": _glu_settings,
+}
 
 
 def settings(op: Op, dtype: torch.dtype) -> dict[str, Setting]:

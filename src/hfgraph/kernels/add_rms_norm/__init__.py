@@ -17,10 +17,11 @@ _BATCH = ((Shard(0), Shard(0), Replicate()), (Shard(0), Shard(0)))
 _TOKENS = ((Shard(1), Shard(1), Replicate()), (Shard(1), Shard(1)))
 
 
-def _cost(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *attributes: Any, **named: Any) -> Cost:
+def _cost(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, multiplier: float = 1.0, *attributes: Any, **named: Any) -> Cost:
     """The norm of a sum that is never read back, the addition, and the sum written out."""
     norm = rms_norm.cost(x, weight, eps, *attributes, **named)
-    return Cost(flops=norm.flops + x.numel(), bytes=norm.bytes + residual.numel() * residual.element_size() + x.numel() * x.element_size())
+    sums = x.numel() if multiplier == 1 else 2 * x.numel()
+    return Cost(flops=norm.flops + sums, bytes=norm.bytes + residual.numel() * residual.element_size() + x.numel() * x.element_size())
 
 
 @op(
@@ -30,6 +31,7 @@ def _cost(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *attri
         residual="... D",
         weight="D?",
         eps=Scalar(1e-6),
+        multiplier=Scalar(1.0),
         offset=Scalar(0.0),
         compute_dtype=Dtype(optional=True),
         scale_dtype=Dtype(optional=True),
@@ -45,6 +47,7 @@ def add_rms_norm(
     residual: Tensor,
     weight: Tensor | None,
     eps: float,
+    multiplier: float = 1.0,
     offset: float = 0.0,
     compute_dtype: torch.dtype | None = None,
     scale_dtype: torch.dtype | None = None,
@@ -53,21 +56,23 @@ def add_rms_norm(
     out_dtype: torch.dtype | None = None,
     divide: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """``rms_norm(x + residual, ...)`` and the sum itself, rounded to its own dtype as a separate addition would.
+    """``rms_norm(x * multiplier + residual, ...)`` and the sum itself, rounded to its own dtype as a separate addition would.
 
     Args:
         x, residual: (..., D), of one shape.
+        multiplier: of x; the product is rounded to x's dtype before it is added.
         weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype, divide: see `rms_norm`.
 
     Returns:
         The normalised values (..., D) and the sum (..., D).
     """
-    total = x + residual
+    total = (x if multiplier == 1 else x * multiplier) + residual
     normed = rms_norm.reference(total, weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype, divide)
     return normed, total
 
 
-def _fits(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *attributes: Any, **named: Any) -> bool:
+def _fits(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, multiplier: float = 1.0, *attributes: Any, **named: Any) -> bool:
+    del multiplier
     return x.dtype == residual.dtype and same_shape(x, residual) and _fits_triton(x, weight, eps, *attributes, **named)
 
 

@@ -16,6 +16,7 @@ def add_rms_norm(
     residual: Tensor,
     weight: Tensor | None,
     eps: float,
+    multiplier: float = 1.0,
     offset: float = 0.0,
     compute_dtype: torch.dtype | None = None,
     scale_dtype: torch.dtype | None = None,
@@ -26,6 +27,6 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """The op's reference as one kernel: x and residual (..., D), weight (D,) or None; returns norm and sum, fresh and contiguous."""
     assert not divide  # refused by the guard
-    normed, total = normalise(x, residual, weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype)
+    normed, total = normalise(x, residual, weight, eps, multiplier, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype)
     assert total is not None
     return normed, total

@@ -25,4 +25,4 @@ def rms_norm(
 ) -> Tensor:
     """The op's reference as one kernel: x (..., D), weight (D,) or None; returns (..., D), fresh and contiguous."""
     assert not divide  # refused by the guard
-    return normalise(x, None, weight, eps, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype)[0]
+    return normalise(x, None, weight, eps, 1.0, offset, compute_dtype, scale_dtype, round_dtype, weight_dtype, out_dtype)[0]

@@ -13,7 +13,7 @@ def pattern(x, residual, weight, eps, offset, compute, scale, rounded, cast, out
 
 
 def replacement(x, residual, weight, eps, offset, compute, scale, rounded, cast, out, divide):
-    return add_rms_norm(x, residual, weight, eps, offset, compute, scale, rounded, cast, out, divide)
+    return add_rms_norm(x, residual, weight, eps, 1.0, offset, compute, scale, rounded, cast, out, divide)
 
 
 def when(x, residual, weight, eps, offset, compute, scale, rounded, cast, out, divide):
