@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfgraph.kernels.floats import rounded
 from hfgraph.kernels.launch import Launch
-from hfgraph.kernels.rows import Config, ahead, rows_of, configs, launch, layouts, moved, put, summed, type_of, vector
+from hfgraph.kernels.rows import Config, ahead, configs, launch, layouts, moved, put, rows_of, summed, type_of, vector
 
 
 @triton.jit
