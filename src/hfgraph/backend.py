@@ -28,6 +28,7 @@ from hfgraph.graph.snapshot import snapshot
 from hfgraph.kernels import all_ops
 from hfgraph.options import Options
 from hfgraph.pipeline import Context, run
+from hfgraph.stacking import fed, lifted
 
 versions.check_installed()
 bypass.watch()
@@ -52,7 +53,8 @@ def hfgraph(
     check_inputs(gm, example_inputs)
     rewritten, found = rewrite(gm, example_inputs, Context(chosen))
     start = time.perf_counter()
-    compiled = inductor(rewritten, example_inputs, chosen, mode) if chosen.inductor else rewritten
+    whole, examples, stacks = lifted(rewritten, example_inputs)
+    compiled = fed(inductor(whole, examples, chosen, mode) if chosen.inductor else whole, stacks)
     found.compile_seconds = time.perf_counter() - start
     report.record(found)
     return compiled

@@ -30,7 +30,7 @@ class Site:
         status: "recognised", "fused" or "near miss".
         module: path of the module, e.g. `model.layers.0.input_layernorm`; empty where unknown.
         source: file and line of the model's code.
-        reason: for a near miss, what was found and what was expected.
+        reason: for a near miss, what was found and what was expected; for a group of linears left apart, why.
         steps: the rules that led here, in order.
         code: the text of the source line.
         node: the node that it became; for a near miss, the first that differs.
@@ -103,6 +103,8 @@ class GraphReport:
         if step.stage == "fuse":
             made = {n.name: n for n in gm.graph.nodes}
             self.sites += [_site(e, "fused", made[e.node].meta.get(FROM, ()) if e.node in made else ()) for e in done.applied]
+        if step.stage == "merge":
+            self.sites += [_site(e, "recognised" if e.reason else "fused", e.fitted) for e in done.applied]
         self.sites += [_site(e, "near miss", e.fitted) for e in done.missed]
         if "computed once" in step.name:
             self.merged = done.changes
