@@ -87,7 +87,8 @@ def lifted(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule,
     for node in [n for n in gm.graph.nodes if STACK in n.meta]:
         parts = node.args[0]
         with gm.graph.inserting_after(last):
-            last = gm.graph.placeholder(f"stack_{len(stacks)}")
+            last = gm.graph.placeholder(f"hfgraph_stack{len(stacks)}")
+        last.target = last.name  # of two names, one could be another node's in the generated code
         # For cudagraphs and for alignment Inductor takes it for a parameter, and it is one.
         last.meta = {"val": val(node), INPUT: last.name, "tensor_dict": {"_dynamo_static_input_type": "unguarded"}}
         last._dynamo_source = None  # type: ignore[attr-defined]
