@@ -25,7 +25,7 @@ NAME = "merged_linear"
 # Most rows of input for which one matmul is the faster, by device and dtype; `None` stands for every other dtype.
 # On a CPU measured (`benchmarks/merged.py`, `benchmarks/results/merged-cpu.json`). On a GPU not measured here: there it saves
 # launches and fills more of the device while rows are few, and costs nothing when they are many.
-PAYS: dict[tuple[str, torch.dtype | None], float] = {("cuda", None): math.inf}
+PAYS: dict[tuple[str, torch.dtype | None], float] = {("cuda", None): math.inf, ("cpu", torch.bfloat16): 64}
 # Operators for which the strides of what they read matter.
 _FUSSY = frozenset({aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype})
 _FALSE = 1.03  # as in `hfgraph.graph.rewrite`

@@ -37,32 +37,46 @@ class Stack:
         self.shape, self.strides = tuple(whole.shape), tuple(whole.stride())
         sizes = [p.numel() * p.element_size() for p in parts]
         self.offsets = list(accumulate(sizes))[:-1]
+        self.warned = False
 
     def __call__(self, inputs: Sequence[Any]) -> Tensor:
         """The parameters as one tensor."""
-        return self._found(inputs) if self._is_there(inputs) else self._made(inputs)
+        found = self._found(inputs)
+        return self._made(inputs) if found is None else found
 
-    def _is_there(self, inputs: Sequence[Any]) -> bool:
-        start = inputs[self.first].data_ptr()
-        return all(inputs[i].data_ptr() == start + offset for i, offset in zip(self.others, self.offsets, strict=True))
-
-    def _found(self, inputs: Sequence[Any]) -> Tensor:
-        return inputs[self.first].as_strided(self.shape, self.strides)
+    def _found(self, inputs: Sequence[Any]) -> Tensor | None:
+        first = inputs[self.first]
+        start = first.data_ptr()
+        for i, offset in zip(self.others, self.offsets, strict=True):
+            if inputs[i].data_ptr() != start + offset:
+                return None
+        try:
+            return first.as_strided(self.shape, self.strides)
+        except RuntimeError:  # side by side, and yet in storages of their own: mapped from a file
+            return None
 
     def _made(self, inputs: Sequence[Any]) -> Tensor:
         parameters = [inputs[i] for i in (self.first, *self.others)]
         with _LOCK, torch.inference_mode(False), torch.no_grad():
-            if not self._is_there(inputs):
-                parts = [memory(p) for p in parameters]
-                if None in parts or obstacle([p for p in parts if p is not None]) is not None:
-                    warnings.warn(_SHARED.format(names=len(parts), shape=self.shape), NotStacked, stacklevel=4)
-                    return torch.cat([p.detach() for p in parameters])
-                _move(parameters, torch.empty(self.shape, dtype=parameters[0].dtype, device=parameters[0].device))
-        return self._found(inputs)
+            found = self._found(inputs)  # another thread may have been faster
+            if found is not None:
+                return found
+            places = [memory(p) for p in parameters]
+            if any(p is None for p in places) or obstacle([p for p in places if p is not None]):
+                self._warn(len(places))
+                return torch.cat([p.detach() for p in parameters])
+            block = torch.empty(self.shape, dtype=parameters[0].dtype, device=parameters[0].device)
+            _move(parameters, block)
+            return block
+
+    def _warn(self, count: int) -> None:
+        if not self.warned:
+            warnings.warn(_SHARED.format(count=count, shape=self.shape), NotStacked, stacklevel=5)
+            self.warned = True
 
 
 _SHARED = (
-    "{names} weights that hfgraph had stacked into one of {shape} were replaced by some whose memory other tensors share. They stay where "
+    "{count} weights that hfgraph had stacked into one of {shape} were replaced by some whose memory other tensors share. They stay where "
     "they are and are copied at every call, which is slow. Compile the model again, or give them memory of their own."
 )
 

@@ -17,15 +17,16 @@ class Memory(NamedTuple):
     """Numbers only: a graph that kept a parameter would keep its memory.
 
     Attributes:
-        storage: identity of the storage; `whole` its size in bytes, `tensors` how many tensors lie in it.
+        storage: identity of the storage; `tensors` says how many tensors lie in it.
         start, size: the parameter's own bytes in it.
+        trained: it requires gradients.
     """
 
     storage: int
-    whole: int
     tensors: int
     start: int
     size: int
+    trained: bool
 
 
 def memory(value: Any) -> Memory | None:
@@ -35,7 +36,7 @@ def memory(value: Any) -> Memory | None:
     storage = value.untyped_storage()
     tensors = torch._C._storage_Use_Count(storage._cdata) - 1  # `storage` itself is one
     size = value.element_size()
-    return Memory(storage._cdata, storage.nbytes(), tensors, value.storage_offset() * size, value.numel() * size)
+    return Memory(storage._cdata, tensors, value.storage_offset() * size, value.numel() * size, value.requires_grad)
 
 
 def are_adjacent(parts: Sequence[Memory]) -> bool:
@@ -55,6 +56,6 @@ def obstacle(parts: Sequence[Memory]) -> str | None:
         return None
     for storage in {p.storage for p in parts}:
         inside = [p for p in parts if p.storage == storage]
-        if inside[0].tensors != len(inside) or sum(p.size for p in inside) != inside[0].whole:
+        if inside[0].tensors != len(inside):
             return "other tensors share its memory and would not follow"
     return None

@@ -127,7 +127,7 @@ def _unfit(linear: Node, aliases: Aliases) -> str | None:
             return f"its {name} is no plain parameter"
         if aliases.is_written(node):
             return f"the graph writes its {name}"
-        if val(node).requires_grad and torch.is_grad_enabled():
+        if node.meta[MEMORY].trained and torch.is_grad_enabled():
             return f"its {name} may be trained"
     w = val(given["weight"])
     if w.ndim != 2 or w.dtype not in _FLOATS or not all(isinstance(s, int) for s in w.shape):
