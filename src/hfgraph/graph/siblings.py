@@ -29,7 +29,7 @@ class Siblings:
     """Linears of one input value.
 
     Attributes:
-        linears: in the order in which their weights lie, or are to lie, in memory; `first` in the graph's.
+        linears: in the order in which their weights lie, or are to lie, in memory.
         reason: what keeps them apart; empty where nothing does.
     """
 
@@ -105,6 +105,7 @@ def _split(family: list[Node], aliases: Aliases) -> tuple[list[Siblings], str]:
             reasons.append(reason)
     groups = []
     for group in alike.values():
+        group.sort(key=weight)  # by their places among the inputs, whichever is used first
         reason = _memory_in_the_way(group) if len(group) > 1 else "its siblings have another dtype, or a bias where it has none"
         if reason is None:
             order = ordered(_memories([weight(n) for n in group]))
