@@ -89,7 +89,7 @@ def row(shape: str, rows: int, dtype: str, device: str, rounds: int, clock: Cloc
     model = nn.Sequential(*(Layer(width, outs) for _ in range(LAYERS))).to(device, DTYPES[dtype])
     x = torch.randn(1, rows, width, device=device, dtype=DTYPES[dtype])
     with torch.no_grad():
-        runs = {name: compiled(copy.deepcopy(model), how) for name, how in (("apart", {"disable": ["merged_linear"]}), ("merged", {"always_merge": True}))}
+        runs = {name: compiled(copy.deepcopy(model), how) for name, how in (("apart", {"disable": ["merged_linear"]}), ("merged", {"merge_always": True}))}
         for name, run in runs.items():
             if (problem := wrong(model, run, x)) is not None:
                 print(f"{shape} {name} at {rows} rows in {dtype}: {problem}. No times are shown for wrong results.", file=sys.stderr)

@@ -26,7 +26,7 @@ from hfgraph.options import Options
 from hfgraph.pipeline import PIPELINE, Context, Done, Pass, run
 
 OPS = all_ops()
-CONTEXT = Context(Options(always_merge=True))
+CONTEXT = Context(Options(merge_always=True))
 every_pass = pytest.mark.parametrize("at", range(len(PIPELINE)), ids=[f"{p.stage}: {p.name}" for p in PIPELINE])
 every_example = pytest.mark.parametrize("name", EXAMPLES)
 every_size = pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dynamic"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, takewhile
+from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 import torch
@@ -126,10 +126,8 @@ def _merged(gm: GraphModule, group: Siblings, layouts: _Layouts, stacks: _Stacks
         meta = {**_plain(first), RULES: (NAME,), FROM: names}
         linear = _made(gm.graph.call_function(aten.linear.default, (arguments(first)["input"], weight, bias)), meta)
         ends = list(accumulate(val(w).shape[0] for w in group.weights))
-        return linear, [
-            _part(gm, n, (linear, -1, start, end), names, layouts.matters(n), sabotage)
-            for n, start, end in zip(group.linears, [0, *ends], ends, strict=False)
-        ]
+        places = [(linear, -1, start, end) for start, end in pairwise([0, *ends])]
+        return linear, [_part(gm, n, place, names, layouts.matters(n), sabotage) for n, place in zip(group.linears, places, strict=True)]
 
 
 def _part(gm: GraphModule, old: Node, place: tuple[Any, ...], names: tuple[str, ...], dense: bool, sabotage: bool) -> Node:

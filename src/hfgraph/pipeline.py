@@ -63,7 +63,7 @@ def _rewritten(stage: str) -> Callable[[GraphModule, Context], Done]:
 def _merged(gm: GraphModule, context: Context) -> Done:
     if MERGED in context.options.disable:
         return Done()
-    found, missed = merge(gm, always=context.options.always_merge, sabotage=context.sabotage == MERGED)
+    found, missed = merge(gm, always=context.options.merge_always, sabotage=context.sabotage == MERGED)
     return Done(sum(not e.reason for e in found), found, missed)
 
 

@@ -6,6 +6,7 @@ import copy
 import io
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hfgraph import merge, stacking
 from hfgraph.errors import InvalidOption, NotStacked, UnknownRule
 from hfgraph.options import Options
 
-ALWAYS = {"inductor": False, "strict": True, "always_merge": True}
+ALWAYS = {"inductor": False, "strict": True, "merge_always": True}
 INDUCTOR = {**ALWAYS, "inductor": True}
 both = pytest.mark.parametrize("options", [ALWAYS, INDUCTOR], ids=["plain", "inductor"])
 
@@ -82,7 +83,7 @@ def together(*parameters: Tensor) -> bool:
     """One block in memory, in some order."""
     ordered = sorted(parameters, key=lambda p: p.data_ptr())
     one = len({p.untyped_storage()._cdata for p in ordered}) == 1
-    return one and all(a.data_ptr() + a.nbytes == b.data_ptr() for a, b in zip(ordered, ordered[1:], strict=False))
+    return one and all(a.data_ptr() + a.nbytes == b.data_ptr() for a, b in pairwise(ordered))
 
 
 def check(f: Callable[..., Any], model: Callable[..., Any], *args: Any) -> None:
@@ -130,7 +131,7 @@ def test_what_the_graph_holds() -> None:
         from hfgraph.backend import rewrite
         from hfgraph.pipeline import Context
 
-        rewritten, _ = rewrite(gm, inputs, Context(Options(always_merge=True)))
+        rewritten, _ = rewrite(gm, inputs, Context(Options(merge_always=True)))
         seen.append(stacking.lifted(rewritten, inputs)[0])
         return gm.forward
 
@@ -542,9 +543,9 @@ def test_where_it_does_not_pay_groups_are_named_and_left(monkeypatch: pytest.Mon
 
 
 def test_the_option() -> None:
-    assert Options.of({"always_merge": True}).always_merge and not Options().always_merge
-    assert Options.of({"always_merge": True}).digest() != Options().digest()
-    with pytest.raises(InvalidOption, match="option 'always_merge' is 1 \\(int\\); expected True or False"):
-        Options.of({"always_merge": 1})
+    assert Options.of({"merge_always": True}).merge_always and not Options().merge_always
+    assert Options.of({"merge_always": True}).digest() != Options().digest()
+    with pytest.raises(InvalidOption, match="option 'merge_always' is 1 \\(int\\); expected True or False"):
+        Options.of({"merge_always": 1})
     with pytest.raises(UnknownRule, match="Did you mean 'merged_linear'"):
         Options.of({"disable": ["merged_linaer"]})
