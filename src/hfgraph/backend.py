@@ -121,7 +121,7 @@ def _note_sources(gm: GraphModule) -> None:
     static: cudagraphs would copy every weight at every call."""
     known = getattr(gm, "_param_name_to_source", {})
     names = [name for name, _ in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False))]
-    gm._param_name_to_source = {name: known.get(name) or ConstantSource(name) for name in names}
+    gm._param_name_to_source = {name: known.get(name) or ConstantSource(name) for name in names}  # type: ignore[assignment]
 
 
 def cache_tag(options: Options) -> str:

@@ -39,7 +39,8 @@ def report_parts(report: Report) -> list[RenderableType]:
     parts: list[RenderableType] = [_summary(report)]
     done = [s for s in report.sites if s.status != "near miss"]
     if done:
-        parts.append(_sites("Rewritten", _folded(done), ("rule", "status", "module", "source", "sites")))
+        why = ("reason",) if any(s.reason for s in done) else ()
+        parts.append(_sites("Rewritten", _folded(done), ("rule", "status", "module", "source", *why, "sites")))
     if report.near_misses:
         parts.append(_sites("Near misses", _folded(report.near_misses), ("rule", "module", "source", "reason", "sites")))
     if any(g.rules for g in report.graphs):

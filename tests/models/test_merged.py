@@ -144,6 +144,21 @@ def test_what_the_graph_holds() -> None:
 
 
 @torch.no_grad()
+def test_inputs_keep_their_order_whatever_the_graph_calls_its_nodes() -> None:
+    """In the code of a graph an input goes by its name, and another node may have it."""
+    blocks, x = [Block() for _ in range(5)], torch.randn(2, 5, 48)
+
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        x = torch.stack([torch.stack([x, x + i]).sum(0) for i in range(4)]).mean(0)
+        for block in blocks:
+            x = x + block(x)[0]
+        return (x,)
+
+    check(compiled(f), f, x)
+    assert merged() == 10
+
+
+@torch.no_grad()
 def test_inductor_takes_a_stack_for_a_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its address is static, for cudagraphs, as those of parameters are."""
     import torch._inductor.compile_fx as inductor
@@ -536,6 +551,7 @@ def test_where_it_does_not_pay_groups_are_named_and_left(monkeypatch: pytest.Mon
     f = compiled(block, {"inductor": False, "strict": True}, dynamic=False)
     check(f, block, torch.randn(2, 5, 48))
     sites = hfgraph.last_report().sites
+    assert "10 rows in float32 are not faster at once" in " ".join(str(hfgraph.last_report()).split())
     assert [(s.rule, s.status, s.reason) for s in sites] == [("merged_linear", "recognised", "apart: 10 rows in float32 are not faster at once on cpu")] * 2
     assert not together(block.q.weight, block.k.weight)
     check(f, block, torch.randn(1, 9, 48))

@@ -36,7 +36,7 @@ def memory(value: Any) -> Memory | None:
     storage = value.untyped_storage()
     tensors = torch._C._storage_Use_Count(storage._cdata) - 1  # `storage` itself is one
     size = value.element_size()
-    return Memory(storage._cdata, tensors, value.storage_offset() * size, value.numel() * size, value.requires_grad)
+    return Memory(storage._cdata, tensors, int(value.storage_offset()) * size, value.numel() * size, value.requires_grad)
 
 
 def are_adjacent(parts: Sequence[Memory]) -> bool:
