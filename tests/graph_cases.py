@@ -88,6 +88,24 @@ example("block", _block_inputs(torch.float32))(_block)
 example("block in bfloat16", _block_inputs(torch.bfloat16))(_block)
 
 
+def _frozen(*shape: int) -> torch.nn.Parameter:
+    return torch.nn.Parameter(_numbers(*shape).mul(4).round(), requires_grad=False)
+
+
+@example("linears of one input", lambda b, t, grad: (*_x(b, t, grad), _frozen(16, D), _frozen(16, D), _frozen(12, D), _frozen(12), _frozen(12, D), _frozen(12)))
+def _siblings(x: Tensor, gate: Tensor, up: Tensor, k: Tensor, k_bias: Tensor, v: Tensor, v_bias: Tensor) -> Any:
+    """Of a value computed twice, with and without biases; results that leave, are viewed, are written, and strides that are
+    read. On small whole numbers: one matmul may sum in another order than several."""
+    b, t, _ = x.shape
+    x = (x * 4).round()
+    keys, values = F.linear(x * 2, k, k_bias), F.linear(x * 2, v, v_bias)
+    keys = keys.view(b, t, 2, 6).transpose(1, 2)
+    mixed = F.relu(F.linear(x, gate)) * F.linear(x, up)
+    x = x + 1
+    written = F.linear(x, up).neg_()
+    return mixed, keys * 2, keys.flatten(2).sum(-1), values, written, F.linear(x, gate).as_strided((b, t), (t * 16, 16))
+
+
 @example("eager attention, mask filled in place")
 def _masked(x: Tensor, w: Tensor) -> Any:
     t = x.shape[1]

@@ -34,7 +34,7 @@ LAYERS = (
     ("graph",),
     ("kernels",),
     ("rewrites",),
-    ("breaks", "bypass", "lower", "masks", "models", "options", "page", "tables", "versions"),
+    ("breaks", "bypass", "lower", "masks", "merge", "models", "options", "page", "stacking", "tables", "versions"),
     ("pipeline",),
     ("report",),
     ("backend",),

@@ -26,7 +26,7 @@ from hfgraph.options import Options
 from hfgraph.pipeline import PIPELINE, Context, Done, Pass, run
 
 OPS = all_ops()
-CONTEXT = Context(Options())
+CONTEXT = Context(Options(merge_always=True))
 every_pass = pytest.mark.parametrize("at", range(len(PIPELINE)), ids=[f"{p.stage}: {p.name}" for p in PIPELINE])
 every_example = pytest.mark.parametrize("name", EXAMPLES)
 every_size = pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dynamic"])
@@ -420,7 +420,7 @@ ILLEGAL: dict[Callable[[GraphModule], None], tuple[frozenset[str], str]] = {
     _no_value: (ALL, "has no recorded value"),
     _a_constant_without_a_value: (ALL, "ghost is a constant without a value"),
     _another_spelling: (frozenset({"canonical"}), "is not in canonical form"),
-    _an_op_nobody_registered: (frozenset({"recognise", "fuse"}), "calls hfgraph.nobody.default, which is no registered op"),
+    _an_op_nobody_registered: (frozenset({"recognise", "fuse", "merge"}), "calls hfgraph.nobody.default, which is no registered op"),
     _a_kernel_for_another_device: (frozenset({"lower"}), "for cuda on another device"),
 }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch._dynamo.source import ConstantSource
 from torch.fx import GraphModule
 
 from hfgraph import bypass, report, versions
@@ -28,6 +29,7 @@ from hfgraph.graph.snapshot import snapshot
 from hfgraph.kernels import all_ops
 from hfgraph.options import Options
 from hfgraph.pipeline import Context, run
+from hfgraph.stacking import fed, lifted
 
 versions.check_installed()
 bypass.watch()
@@ -52,7 +54,8 @@ def hfgraph(
     check_inputs(gm, example_inputs)
     rewritten, found = rewrite(gm, example_inputs, Context(chosen))
     start = time.perf_counter()
-    compiled = inductor(rewritten, example_inputs, chosen, mode) if chosen.inductor else rewritten
+    whole, examples, stacks = lifted(rewritten, example_inputs)
+    compiled = fed(inductor(whole, examples, chosen, mode) if chosen.inductor else whole, stacks)
     found.compile_seconds = time.perf_counter() - start
     report.record(found)
     return compiled
@@ -107,9 +110,18 @@ def inductor(gm: GraphModule, example_inputs: Sequence[Any], options: Options, m
 
     patches = {**(list_mode_options(mode) if mode and mode != "default" else {}), **options.inductor_config}
     tag = config.cache_key_tag + cache_tag(options)
+    _note_sources(gm)
     with config.patch(cache_key_tag=tag):  # pyright: ignore[reportAttributeAccessIssue]  (installed at import)
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
         return compiled
+
+
+def _note_sources(gm: GraphModule) -> None:
+    """Dynamo notes on its graph where the tensors that it holds come from. Without that note AOTAutograd takes no input for
+    static: cudagraphs would copy every weight at every call."""
+    known = getattr(gm, "_param_name_to_source", {})
+    names = [name for name, _ in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False))]
+    gm._param_name_to_source = {name: known.get(name) or ConstantSource(name) for name in names}  # type: ignore[assignment]
 
 
 def cache_tag(options: Options) -> str:

@@ -185,6 +185,10 @@ class NotRewritten(HfgraphWarning):
     """hfgraph could not work on a graph and handed it to Inductor as it was."""
 
 
+class NotStacked(HfgraphWarning):
+    """Weights that were stacked have been replaced by some that cannot be; they are copied at every call."""
+
+
 # --- what is written ---------------------------------------------------------------------------------
 
 

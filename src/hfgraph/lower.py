@@ -40,7 +40,9 @@ def lower(gm: GraphModule, kernels: Mapping[str, str]) -> int:
 
 def _is_trained(gm: GraphModule) -> bool:
     """Gradients may be asked for: then the reference, which AOTAutograd differentiates and fuses, is the better choice."""
-    return torch.is_grad_enabled() and any(isinstance(v := val(n), Tensor) and v.requires_grad for n in gm.graph.nodes if n.op == "placeholder")
+    # Values recorded while tracing are detached; Dynamo's are not.
+    inputs = [n.meta.get("example_value", val(n)) for n in gm.graph.nodes if n.op == "placeholder"]
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in inputs)
 
 
 def _asked_for(op: Op, node: Node, name: str) -> Implementation | None:

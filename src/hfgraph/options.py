@@ -16,7 +16,8 @@ class Options:
 
     Attributes:
         inductor: compile the rewritten graph with Inductor. False runs it as it is: fast to build, for tests.
-        disable: names of rules that are not applied.
+        disable: names of rules that are not applied; "merged_linear" keeps linears of one input apart.
+        merge_always: merge linears of one input also where `benchmarks/merged.py` found no gain.
         kernels: for an op, by name, the implementation to use in place of the automatic choice: "triton", or
             "reference" for none. One that cannot run is an error.
         inductor_config: settings of ``torch._inductor.config`` for this compilation.
@@ -25,6 +26,7 @@ class Options:
 
     inductor: bool = True
     disable: tuple[str, ...] = ()
+    merge_always: bool = False
     kernels: Mapping[str, str] = field(default_factory=dict)
     inductor_config: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = False
@@ -54,11 +56,11 @@ class Options:
 
     def digest(self) -> str:
         """The options that change a graph, as text for cache keys."""
-        return json.dumps({"disable": sorted(self.disable), "kernels": dict(sorted(self.kernels.items()))})
+        return json.dumps({"disable": sorted(self.disable), "merge_always": self.merge_always, "kernels": dict(sorted(self.kernels.items()))})
 
 
 def _normalised(given: dict[str, Any]) -> dict[str, Any]:
-    for name in ("inductor", "strict"):
+    for name in ("inductor", "merge_always", "strict"):
         if name in given and not isinstance(given[name], bool):
             raise InvalidOption(name, given[name], "True or False")
     if "disable" in given:
@@ -81,7 +83,7 @@ def _check_names(options: Options) -> None:
     if options.disable:
         from hfgraph.rewrites import all_rules
 
-        known = [r.name for r in all_rules()]
+        known = sorted([*(r.name for r in all_rules()), "merged_linear"])
         for name in options.disable:
             if name not in known:
                 raise UnknownRule(name, known)

@@ -16,6 +16,8 @@ from hfgraph.graph.legal import problem
 from hfgraph.graph.rewrite import Event, Outcome, apply_rules
 from hfgraph.lower import lower
 from hfgraph.masks import share_masks
+from hfgraph.merge import NAME as MERGED
+from hfgraph.merge import merge
 from hfgraph.options import Options
 from hfgraph.rewrites import rules
 
@@ -59,11 +61,19 @@ def _rewritten(stage: str) -> Callable[[GraphModule, Context], Done]:
     return run
 
 
+def _merged(gm: GraphModule, context: Context) -> Done:
+    if MERGED in context.options.disable:
+        return Done()
+    found, missed = merge(gm, always=context.options.merge_always, sabotage=context.sabotage == MERGED)
+    return Done(sum(not e.reason for e in found), found, missed)
+
+
 PIPELINE: tuple[Pass, ...] = (
     Pass("canonical", "one spelling, no no-ops, no hidden mutation", _counted(tidy)),
     Pass("recognise", "spellings become ops", _rewritten("recognise")),
     Pass("recognise", "equal values are computed once", _counted(merge_equal)),
     Pass("fuse", "neighbouring ops become one", _rewritten("fuse")),
+    Pass("merge", "linears of one input become one", _merged),
     Pass("lower", "each op gets its implementation", lambda gm, context: Done(lower(gm, context.options.kernels))),
     Pass("lower", "masks that layers share are made once", _counted(share_masks)),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -36,7 +36,7 @@ class Site:
         code: the text of the source line.
         node: the node that it became; for a near miss, the first that differs.
         nodes: the nodes of the canonical graph that it stands for; for a near miss, those that fitted.
-        note: what was read off the site, e.g. of an attention what its mask allows.
+        note: what was read off the site, e.g. of an attention what its mask allows, of linears why they stay apart.
     """
 
     rule: str
@@ -106,6 +106,8 @@ class GraphReport:
         if step.stage == "fuse":
             made = {n.name: n for n in gm.graph.nodes}
             self.sites += [_site(e, "fused", made[e.node].meta.get(FROM, ()) if e.node in made else ()) for e in done.applied]
+        if step.stage == "merge":
+            self.sites += [replace(_site(e, "recognised" if e.reason else "fused", e.fitted), reason="", note=e.reason) for e in done.applied]
         self.sites += [_site(e, "near miss", e.fitted) for e in done.missed]
         if "computed once" in step.name:
             self.merged = done.changes

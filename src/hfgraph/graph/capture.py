@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.fx.traceback import preserve_node_meta
 
+from hfgraph.graph.memory import MEMORY, memory
 from hfgraph.graph.origin import INPUT, readable
 from hfgraph.graph.values import KNOWN_HIGHER_ORDER
 
@@ -47,7 +48,7 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
         run = _Retrace(_isolate_vmap(gm)).run
         out = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
     _refuse_fake_constants(out)
-    _copy_placeholder_meta(gm, out)
+    _copy_placeholder_meta(gm, out, example_inputs)
     out.meta.update(gm.meta)
     return out
 
@@ -211,11 +212,14 @@ def _refuse_fake_constants(gm: GraphModule) -> None:
             raise Uncapturable(f"{node.name} was computed while tracing and became a constant without a value")
 
 
-def _copy_placeholder_meta(source: GraphModule, target: GraphModule) -> None:
-    """Placeholders keep Dynamo's names and notes: AOTAutograd reads sources and static addresses from them."""
+def _copy_placeholder_meta(source: GraphModule, target: GraphModule, example_inputs: Sequence[Any]) -> None:
+    """Placeholders keep Dynamo's names and notes: AOTAutograd reads sources and static addresses from them. Those of
+    parameters note where these lie in memory."""
     olds = [n for n in source.graph.nodes if n.op == "placeholder"]
     news = [n for n in target.graph.nodes if n.op == "placeholder"]
-    for old, new in zip(olds, news, strict=True):
+    for old, new, example in zip(olds, news, example_inputs, strict=True):
         value = new.meta.get("val")
         new.meta = {**old.meta, "val": value, INPUT: readable(str(old.target))}
+        if (place := memory(example)) is not None:
+            new.meta[MEMORY] = place
         _copy_source(old, new)

@@ -19,6 +19,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from hfgraph.graph.memory import STACK
 from hfgraph.graph.op import OPS, Cost
 from hfgraph.graph.values import arguments, tensors, val
 
@@ -71,13 +72,13 @@ def is_operator(node: Node) -> bool:
 
 def cost(node: Node) -> Cost:
     """Cost of one node, as whole numbers."""
-    if node.op != "call_function" or not isinstance(node.target, OpOverload):
-        return Cost()
+    if node.op != "call_function" or not isinstance(node.target, OpOverload) or STACK in node.meta:
+        return Cost()  # parameters that are stacked are views of the stack
     args, kwargs = map_arg((node.args, node.kwargs), val)
     name = node.target._schema.name.split("::")[1].partition("__")[0]  # a kernel is called after its op
     if node.target.namespace == "hfgraph" and name in OPS:
         found = OPS[name].cost(*args, **kwargs)
-        return Cost(_number(found.flops), _number(found.bytes))
+        return Cost(number(found.flops), number(found.bytes))
     if _is_view(node):
         return Cost()
     read, written = list(tensors(list(args) + list(kwargs.values()))), list(tensors(val(node)))
@@ -85,7 +86,7 @@ def cost(node: Node) -> Cost:
         read = [t for t in read if not t.is_floating_point()] + written  # of a table, only the rows asked for
     formula = _FLOPS.get(node.target)
     flops = formula(map_arg(arguments(node), val), val(node)) if formula else max((_count(t) for t in (*read, *written)), default=0)
-    return Cost(_number(flops), sum(_count(t) * t.element_size() for t in (*read, *written)))
+    return Cost(number(flops), sum(_count(t) * t.element_size() for t in (*read, *written)))
 
 
 def _is_view(node: Node) -> bool:
@@ -98,7 +99,7 @@ def _is_view(node: Node) -> bool:
     return source is not None and all(t.dtype == source.dtype for t in tensors(val(node)))
 
 
-def _number(value: Any) -> int:
+def number(value: Any) -> int:
     """A size, or an expression over sizes, at the traced lengths."""
     if isinstance(value, SymInt):
         return int(value.node.hint) if value.node.has_hint() else _UNKNOWN
@@ -106,7 +107,7 @@ def _number(value: Any) -> int:
 
 
 def _count(t: Tensor) -> int:
-    return math.prod(_number(s) for s in t.shape)
+    return math.prod(number(s) for s in t.shape)
 
 
 # --- operators that compute more than one value per element --------------------------------------------
@@ -114,18 +115,18 @@ def _count(t: Tensor) -> int:
 
 def _product(inner: str) -> Callable[[dict[str, Any], Any], int]:
     """A matrix product; `inner` names the operand whose last dim is summed over."""
-    return lambda given, out: 2 * _count(out) * _number(given[inner].shape[-1])
+    return lambda given, out: 2 * _count(out) * number(given[inner].shape[-1])
 
 
 def _convolution(given: dict[str, Any], out: Any) -> int:
     weight = given["weight"]
-    return 2 * _count(out) * _count(weight) // max(_number(weight.shape[0]), 1)
+    return 2 * _count(out) * _count(weight) // max(number(weight.shape[0]), 1)
 
 
 def _attention(given: dict[str, Any], out: Any) -> int:
     """Scores and their weighted sum, without credit for a causal mask."""
     q, k = given["query"], given["key"]
-    return 2 * _count(q) * _number(k.shape[-2]) + 2 * _count(out) * _number(k.shape[-2])
+    return 2 * _count(q) * number(k.shape[-2]) + 2 * _count(out) * number(k.shape[-2])
 
 
 def _einsum(given: dict[str, Any], out: Any) -> int:
@@ -135,7 +136,7 @@ def _einsum(given: dict[str, Any], out: Any) -> int:
     sizes: dict[str, int] = {}
     for letters, operand in zip(left.split(","), operands, strict=True):
         head, _, tail = letters.partition("...")
-        shape = [_number(s) for s in operand.shape]
+        shape = [number(s) for s in operand.shape]
         sizes |= dict(zip(head, shape, strict=False)) | dict(zip(reversed(tail), reversed(shape), strict=False))
     lettered = math.prod(sizes[c] for c in right.replace("...", ""))
     others = _count(out) // max(lettered, 1)

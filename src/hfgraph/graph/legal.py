@@ -71,6 +71,7 @@ LEGAL: Mapping[str, tuple[Check, ...]] = {
     "canonical": (only_functions, values_known, one_spelling),
     "recognise": (only_functions, values_known, known_ops),
     "fuse": (only_functions, values_known, known_ops),
+    "merge": (only_functions, values_known, known_ops),
     "lower": (only_functions, values_known, lowered),
 }
 

@@ -13,10 +13,13 @@ from torch.fx import Node
 from hfgraph.graph.unify import label
 
 INPUT = "hfgraph_input"  # meta key of a placeholder: its readable name
+SITE = "hfgraph_site"  # meta key of a node that stands for more than the operator that it calls: what that is
 
 
 def site_name(node: Node) -> str:
     """What a rewritten node is called in reports: the op it calls, or takes a result of."""
+    if SITE in node.meta:
+        return node.meta[SITE]
     source = node.args[0] if node.target is operator.getitem else node
     return label(source) if isinstance(source, Node) else label(node)
 

@@ -35,7 +35,7 @@ class Event:
     Attributes:
         node: the node that it made; of a near miss, the first that differs.
         reason: of a near miss, what was found and what was expected.
-        fitted: of a near miss, the nodes that fitted.
+        fitted: of a near miss, the nodes that fitted; of a merge, those that became one.
         removed, added: of an application, the work of the nodes that went, and of those that came.
     """
 
