@@ -14,6 +14,9 @@ SIZES: Mapping[str, int] = {"B": 3, "T": 5, "H": 7, "D": 63}
 
 def _size(name: str, sizes: Mapping[str, int]) -> int:
     """The size of a dim; a name that `sizes` lacks has one of its own, so that two names are never taken for one."""
+    times = name.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    if times and times.isdigit():
+        return int(times) * (_size(name[len(times) :], sizes) if times != name else 1)
     return sizes[name] if name in sizes else 17 + 2 * sum(ord(c) * 31**i for i, c in enumerate(name)) % 46
 
 
@@ -42,7 +45,8 @@ class Dtype:
 
 @dataclass(frozen=True)
 class Dims:
-    """A tensor's dims, e.g. "B T D"; a leading "..." lets it have any rank, a final "?" lets it be None."""
+    """A tensor's dims, e.g. "B T D"; a leading "..." lets it have any rank, a final "?" lets it be None. "2D" is twice as
+    wide as "D", and a number is a size that never varies."""
 
     names: tuple[str, ...]
     any_rank: bool = False
@@ -54,6 +58,11 @@ class Dims:
         words = text.removesuffix("?").split()
         any_rank = bool(words) and words[0] == "..."
         return Dims(tuple(("B", "T", *words[1:]) if any_rank else words), any_rank, optional)
+
+    @property
+    def fixed(self) -> tuple[bool, ...]:
+        """Which dims are numbers."""
+        return tuple(n.isdigit() for n in self.names)
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(_size(n, sizes) for n in self.names)
