@@ -30,7 +30,7 @@ from hfgraph.pipeline import Context, run
 from hfgraph.rewrites import all_rules
 
 all_ops()
-RULES = {r.name: r for r in all_rules()}
+RULES = {r.name: r for r in all_rules() if isinstance(r, Rule)}
 CONTEXT = Context(Options())
 EXAMPLES = 36  # for each rule
 SEARCH = settings(

@@ -28,10 +28,11 @@ _SIZED = frozenset({aten.reshape.default, aten.expand.default})
 class Sizes:
     """Small sizes for a region of a graph: symbols become small numbers, and so do large leading sizes of tensors.
 
-    Last dims keep their size: what a region does to features depends on it.
+    Last dims keep their size: what a region does to features depends on it. Where that is a symbol, too, it is `times`
+    what it was when traced, so that two of these show whether the size matters.
     """
 
-    def __init__(self, nodes: Sequence[Node], given: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[Node], given: Sequence[Node], times: int = 1) -> None:
         values = [t for n in (*nodes, *given) for t in tensors(val(n))]
         rank = val(given[0]).ndim
         kept = [s for t in values for s in t.shape[-1 if t.ndim <= rank else -2 :]] + [s for n in nodes if n.target in _TAKE_APART for s in _sizes_apart(n)]
@@ -39,7 +40,7 @@ class Sizes:
         symbols = _symbols([s for t in values for s in t.shape])
         leading = dict.fromkeys(s for n in given for s in val(n).shape[:-1] if isinstance(s, int) and s > _LARGE)
         small = cycle(_SMALL)
-        self._of_symbols = {s: hint if s in fixed else next(small) for s, hint in sorted(symbols.items(), key=str)}
+        self._of_symbols = {s: times * hint if s in fixed else next(small) for s, hint in sorted(symbols.items(), key=str)}
         self._of_numbers = {s: next(small) for s in leading if s not in never}
 
     def __call__(self, size: Any) -> int:

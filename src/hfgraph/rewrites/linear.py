@@ -73,7 +73,7 @@ def _products(anchor: Node) -> list[Node]:
         return []
     else:
         operands = [_uncast(a) for a in anchor.args]
-    found = [o for o in operands if isinstance(o, Node) and o.target is aten.mul.Tensor and all(isinstance(a, Node) and isinstance(val(a), Tensor) for a in o.args)]
+    found = [o for o in operands if isinstance(o, Node) and o.target is aten.mul.Tensor and len(_inputs(o)) == len(o.args) == 2]
     return found if len(found) == len(operands) else []
 
 
@@ -134,13 +134,15 @@ def _region(end: Node, x: Node, behind: dict[Node, frozenset[Node]], view: View)
             table = next(a for a in _inputs(node) if a is not inside[0])
             same[table] = next((t for t in same.values() if view.same(t, table)), table)
             stack += inside
-        elif node.target in _SUMS and not node.kwargs and len(node.args) == len(_inputs(node)) == 2:
-            stack += _inputs(node)
-        elif node.target in LINEAR and len(nodes) < _MOST_NODES:
+        elif (node.target in _SUMS and not node.kwargs and len(node.args) == len(_inputs(node)) == 2) or (node.target in LINEAR and len(nodes) < _MOST_NODES):
             stack += _inputs(node)
         else:
             return None
     return Region(x, end, tuple(sorted(nodes)), tuple(dict.fromkeys(same.values())), same)
+
+
+def _is_sum(node: Node) -> bool:
+    return node.target in _SUMS and not node.kwargs and len(node.args) == len(_inputs(node)) == 2
 
 
 def structure(region: Region) -> object:

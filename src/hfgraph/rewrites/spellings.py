@@ -103,14 +103,14 @@ def _looked_up(dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:
 ROTATIONS = (
     Example("halves", whole, _made(_ROTARY, _ROTARY, transposed=True), equal=("tail",), fixed=_FIXED),
     Example("neighbours", neighbours, _made(_ROTARY, _ROTARY), equal=("tail",), fixed=_FIXED),
-    Example("regrouped", regrouped, _made(_ROTARY, _ROTARY, transposed=True), equal=("tail",), fixed=_FIXED),
+    Example("regrouped", regrouped, _made(_ROTARY, _ROTARY, transposed=True), equal=("tail", "complex_product"), fixed=_FIXED),
     Example("prefix", prefix, _made(_WIDTH, _ROTARY), fixed=_FIXED),
     Example("suffix", suffix, _made(_WIDTH, _ROTARY, transposed=True), fixed=_FIXED),
     Example("chunked", chunked, _made(_ROTARY, _ROTARY // 2, transposed=True), equal=("tail",), fixed=_FIXED),
     Example("unbound", unbound, _made(_ROTARY, _ROTARY), equal=("tail",), fixed=_FIXED),
     Example("reversed", reversed_turn, _made(_ROTARY, _ROTARY, single=True), equal=("tail",), fixed=_FIXED),
-    Example("complex", complex_numbers, _made(_ROTARY, _ROTARY // 2, single=True), equal=("tail", "interleaved"), fixed=_FIXED),
-    Example("looked up", looked_up, _looked_up, equal=("tail",), fixed=_FIXED),
+    Example("complex", complex_numbers, _made(_ROTARY, _ROTARY // 2, single=True), equal=("tail", "interleaved", "complex_product"), fixed=_FIXED),
+    Example("looked up", looked_up, _looked_up, equal=("tail", "complex_product"), fixed=_FIXED),
 )
 
 
@@ -134,7 +134,7 @@ def apart(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _queries_and_keys(width: int) -> Callable[[torch.dtype, int], tuple[Tensor, ...]]:
     def make(dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
-        q, k, v = (torch.randn(2, heads, 5, width, generator=generator).to(dtype) for heads in (4, 2, 2))
+        q, k, v = (torch.randn(2, heads, 5, width, generator=generator).to(dtype) for heads in (6, 3, 3))
         return q, k, v, *(torch.randn(1, 1, 5, _ROTARY, generator=generator).to(dtype) for _ in range(2))
 
     return make

@@ -17,12 +17,12 @@ _HEADS = ((Shard(1), Shard(1), Replicate(), Replicate()), (Shard(1),) * 2)
 _TOKENS = ((Shard(2),) * 4, (Shard(2),) * 2)
 
 
-def _cost(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, half: int = 0, *attributes: Any, **named: Any) -> Cost:
+def _cost(*args: Any, **kwargs: Any) -> Cost:
     """Both rotations; the tables are read once."""
-    compute_dtype, out_dtype = attributes[-2:] if len(attributes) == 8 else (named.get("compute_dtype"), named.get("out_dtype"))
-    each = [rotate.cost(x, cos, sin, half, compute_dtype=compute_dtype, out_dtype=out_dtype) for x in (q, k)]
-    tables = cos.numel() * cos.element_size() + sin.numel() * sin.element_size()
-    return Cost(flops=each[0].flops + each[1].flops, bytes=each[0].bytes + each[1].bytes - tables)
+    given = rope.bind(args, kwargs)
+    cos = given["cos"]
+    q, k = (rotate.cost(given[n], cos, given["sin"], given["half"], compute_dtype=given["compute_dtype"], out_dtype=given["out_dtype"]) for n in "qk")
+    return Cost(flops=q.flops + k.flops, bytes=q.bytes + k.bytes - 2 * cos.numel() * cos.element_size())
 
 
 @op(
@@ -59,7 +59,7 @@ def rope(
     compute_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`rotate` of queries and of keys (Su et al., 2021, arXiv:2104.09864).
+    """``(rotate(q, cos, sin), rotate(k, cos, sin))`` (Su et al., 2021, arXiv:2104.09864).
 
     Args:
         q, k: (..., D) each; they may have different heads and widths.

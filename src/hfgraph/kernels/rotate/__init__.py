@@ -17,18 +17,15 @@ _HEADS = ((Shard(1), Replicate(), Replicate()), (Shard(1),))
 _TOKENS = ((Shard(2), Shard(2), Shard(2)), (Shard(2),))
 
 
-def _cost(x: Tensor, cos: Tensor, sin: Tensor, half: int = 0, *attributes: Any, **named: Any) -> Cost:
+def _cost(*args: Any, **kwargs: Any) -> Cost:
     """Three operations for each rotated value; whatever is not rotated is moved all the same."""
-    out_dtype = attributes[-1] if len(attributes) == 7 else named.get("out_dtype")
-    turned = x.numel() // x.shape[-1] * cos.shape[-1] * (2 if half else 1)
-    tables = cos.numel() * cos.element_size() + sin.numel() * sin.element_size()
-    return Cost(flops=3 * turned, bytes=x.numel() * (x.element_size() + width_written(x, cos, out_dtype, named.get("compute_dtype")).itemsize) + tables)
-
-
-def width_written(x: Tensor, cos: Tensor, out_dtype: torch.dtype | None, compute_dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of a result; what passes through is promoted with what is rotated."""
-    rotated = out_dtype or torch.promote_types(compute_dtype or x.dtype, cos.dtype)
-    return torch.promote_types(rotated, x.dtype) if out_dtype is None else out_dtype
+    given = rotate.bind(args, kwargs)
+    x, cos = given["x"], given["cos"]
+    turned = x.numel() // x.shape[-1] * cos.shape[-1] * (2 if given["half"] else 1)
+    rotated = given["out_dtype"] or torch.promote_types(given["compute_dtype"] or x.dtype, cos.dtype)
+    whole = same_size(turned, x.numel())
+    written = rotated if whole else torch.promote_types(rotated, x.dtype)  # with what passes through
+    return Cost(flops=3 * turned, bytes=x.numel() * (x.element_size() + written.itemsize) + 2 * cos.numel() * cos.element_size())
 
 
 @op(
@@ -62,9 +59,9 @@ def rotate(
     compute_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``(a cos - b sin, b cos + a sin)`` for each pair (a, b) of the rotary part of the last dim (Su et al., 2021, arXiv:2104.09864).
+    """``(a * cos - b * sin, b * cos + a * sin)`` for each pair (a, b) of the rotary part of the last dim (Su et al., 2021, arXiv:2104.09864).
 
-    The rotary part is as wide as the tables say; the rest passes through. Each dtype names a point where the traced code rounds.
+    The rotary part is as wide as the tables say; the rest passes through.
 
     Args:
         x: (..., D), heads and positions in any order.
@@ -74,7 +71,7 @@ def rotate(
         tail: 1 where the last R values are the rotary part, 0 where the first are.
         interleaved: 1 where neighbours are pairs, 0 where the first half meets the second.
         interleaved_out: the same for the result; some models take neighbours and leave halves.
-        reverse: 1 where it turns the other way: ``(a cos + b sin, b cos - a sin)``.
+        reverse: 1 where it turns the other way: ``(a * cos + b * sin, b * cos - a * sin)``.
         complex_product: 1 where the pairs are multiplied as complex numbers, which rounds otherwise.
         compute_dtype: the rotary part is cast to it first.
         out_dtype: the rotated values are cast to it.
@@ -85,14 +82,11 @@ def rotate(
     width = cos.shape[-1] * 2 if half else cos.shape[-1]
     whole = same_size(width, x.shape[-1])
     start = x.shape[-1] - width if tail and not whole else 0
-    part = x if whole else x[..., start : start + width]
-    part = part if compute_dtype is None else part.to(compute_dtype)
+    part = (x if whole else x[..., start : start + width]).to(compute_dtype or x.dtype)
     turned = _as_complex(part, cos, sin, half, reverse) if complex_product else _turned(part, cos, sin, half, interleaved, interleaved_out, reverse)
     joined = torch.stack(turned, -1).flatten(-2) if interleaved_out else torch.cat(turned, -1)
-    joined = joined if out_dtype is None else joined.to(out_dtype)
-    if whole:
-        return joined
-    return torch.cat([x[..., :start], joined] if tail else [joined, x[..., width:]], -1)
+    joined = joined.to(out_dtype or joined.dtype)
+    return joined if whole else torch.cat([x[..., :start], joined] if tail else [joined, x[..., width:]], -1)
 
 
 def _pairs(x: Tensor, interleaved: int) -> tuple[Tensor, Tensor]:

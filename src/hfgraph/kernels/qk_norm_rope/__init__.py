@@ -1,0 +1,103 @@
+"""RMSNorm of each head's queries and keys, and their rotary position embedding: what stands between projection and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor.placement_types import Replicate, Shard
+
+from hfgraph.graph.inputs import Dtype, Inputs, Scalar, Switch
+from hfgraph.graph.op import Cost, op
+from hfgraph.kernels.rms_norm import rms_norm
+from hfgraph.kernels.rope import rope
+
+_WEIGHTS = (Replicate(), Replicate())
+_BATCH = ((Shard(0), Shard(0), *_WEIGHTS, Shard(0), Shard(0)), (Shard(0),) * 2)
+_HEADS = ((Shard(1), Shard(1), *_WEIGHTS, Replicate(), Replicate()), (Shard(1),) * 2)
+_TOKENS = ((Shard(2), Shard(2), *_WEIGHTS, Shard(2), Shard(2)), (Shard(2),) * 2)
+
+
+def _cost(*args: Any, **kwargs: Any) -> Cost:
+    """The norms and the rotations; what lies between them is never written."""
+    given = qk_norm_rope.bind(args, kwargs)
+    dtypes = {n: given[f"norm_{n}"] for n in ("compute_dtype", "scale_dtype", "round_dtype", "weight_dtype", "out_dtype")}
+    norms = [rms_norm.cost(given[n], given[f"{n}_weight"], given["eps"], given["offset"], **dtypes) for n in "qk"]
+    normed = dtypes["out_dtype"] or torch.promote_types(
+        dtypes["round_dtype"] or dtypes["scale_dtype"] or dtypes["compute_dtype"] or given["q"].dtype, dtypes["weight_dtype"] or given["q_weight"].dtype
+    )
+    turns = rope.cost(
+        given["q"], given["k"], given["cos"], given["sin"], given["half"], compute_dtype=given["compute_dtype"] or normed, out_dtype=given["out_dtype"]
+    )
+    between = (given["q"].numel() + given["k"].numel()) * (normed.itemsize + given["q"].element_size())
+    return Cost(flops=norms[0].flops + norms[1].flops + turns.flops, bytes=norms[0].bytes + norms[1].bytes + turns.bytes - between)
+
+
+@op(
+    cost=_cost,
+    inputs=Inputs(
+        q="B H T 24",
+        k="B G T 24",
+        q_weight="24",
+        k_weight="24",
+        cos="B 1 T 8",
+        sin="B 1 T 8",
+        eps=Scalar(1e-6),
+        offset=Scalar(0.0),
+        norm_compute_dtype=Dtype(optional=True),
+        norm_scale_dtype=Dtype(optional=True),
+        norm_round_dtype=Dtype(optional=True),
+        norm_weight_dtype=Dtype(optional=True),
+        norm_out_dtype=Dtype(optional=True),
+        divide=Switch(),
+        half=Switch(),
+        q_tail=Switch(),
+        k_tail=Switch(),
+        interleaved=Switch(),
+        interleaved_out=Switch(),
+        reverse=Switch(),
+        compute_dtype=Dtype(optional=True),
+        out_dtype=Dtype(optional=True),
+    ),
+    shardings={"batch": _BATCH, "heads": _HEADS, "tokens": _TOKENS},
+)
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    offset: float = 0.0,
+    norm_compute_dtype: torch.dtype | None = None,
+    norm_scale_dtype: torch.dtype | None = None,
+    norm_round_dtype: torch.dtype | None = None,
+    norm_weight_dtype: torch.dtype | None = None,
+    norm_out_dtype: torch.dtype | None = None,
+    divide: int = 0,
+    half: int = 0,
+    q_tail: int = 0,
+    k_tail: int = 0,
+    interleaved: int = 0,
+    interleaved_out: int = 0,
+    reverse: int = 0,
+    compute_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``rope(rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps), cos, sin)``, both as separate ops would round.
+
+    Args:
+        q, k: (..., D) each.
+        q_weight, k_weight: the norms' weights, (D,) each.
+        eps, offset, divide: see `rms_norm`.
+        norm_compute_dtype, norm_scale_dtype, norm_round_dtype, norm_weight_dtype, norm_out_dtype: the norm's dtypes.
+        cos, sin, half, q_tail, k_tail, interleaved, interleaved_out, reverse, compute_dtype, out_dtype: see `rope`.
+
+    Returns:
+        The rotated queries and keys, contiguous.
+    """
+    norm = (eps, offset, norm_compute_dtype, norm_scale_dtype, norm_round_dtype, norm_weight_dtype, norm_out_dtype, divide)
+    q, k = rms_norm.reference(q, q_weight, *norm), rms_norm.reference(k, k_weight, *norm)
+    return rope.reference(q, k, cos, sin, half, q_tail, k_tail, interleaved, interleaved_out, reverse, 0, compute_dtype, out_dtype)
