@@ -22,16 +22,24 @@ _TOKENS = ((Shard(2), Shard(2), *_WEIGHTS, Shard(2), Shard(2)), (Shard(2),) * 2)
 def _cost(*args: Any, **kwargs: Any) -> Cost:
     """The norms and the rotations; what lies between them is never written."""
     given = qk_norm_rope.bind(args, kwargs)
-    dtypes = {n: given[f"norm_{n}"] for n in ("compute_dtype", "scale_dtype", "round_dtype", "weight_dtype", "out_dtype")}
-    norms = [rms_norm.cost(given[n], given[f"{n}_weight"], given["eps"], given["offset"], **dtypes) for n in "qk"]
-    normed = dtypes["out_dtype"] or torch.promote_types(
-        dtypes["round_dtype"] or dtypes["scale_dtype"] or dtypes["compute_dtype"] or given["q"].dtype, dtypes["weight_dtype"] or given["q_weight"].dtype
-    )
-    turns = rope.cost(
-        given["q"], given["k"], given["cos"], given["sin"], given["half"], compute_dtype=given["compute_dtype"] or normed, out_dtype=given["out_dtype"]
-    )
+    dtypes = {n: given[n] for n in ("compute_dtype", "round_dtype", "weight_dtype", "out_dtype")}
+    q, k = (rms_norm.cost(given[n], given[f"{n}_weight"], given["eps"], given["offset"], **dtypes) for n in "qk")
+    normed = normed_dtype(given["q"].dtype, given["q_weight"].dtype, **dtypes)
+    turns = rope.cost(given["q"], given["k"], given["cos"], given["sin"], given["half"], compute_dtype=normed)
     between = (given["q"].numel() + given["k"].numel()) * (normed.itemsize + given["q"].element_size())
-    return Cost(flops=norms[0].flops + norms[1].flops + turns.flops, bytes=norms[0].bytes + norms[1].bytes + turns.bytes - between)
+    return Cost(flops=q.flops + k.flops + turns.flops, bytes=q.bytes + k.bytes + turns.bytes - between)
+
+
+def normed_dtype(
+    x: torch.dtype,
+    weight: torch.dtype,
+    compute_dtype: torch.dtype | None,
+    round_dtype: torch.dtype | None,
+    weight_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
+) -> torch.dtype:
+    """The dtype between norm and rotation."""
+    return out_dtype or torch.promote_types(round_dtype or compute_dtype or x, weight_dtype or weight)
 
 
 @op(
@@ -45,11 +53,10 @@ def _cost(*args: Any, **kwargs: Any) -> Cost:
         sin="B 1 T 8",
         eps=Scalar(1e-6),
         offset=Scalar(0.0),
-        norm_compute_dtype=Dtype(optional=True),
-        norm_scale_dtype=Dtype(optional=True),
-        norm_round_dtype=Dtype(optional=True),
-        norm_weight_dtype=Dtype(optional=True),
-        norm_out_dtype=Dtype(optional=True),
+        compute_dtype=Dtype(optional=True),
+        round_dtype=Dtype(optional=True),
+        weight_dtype=Dtype(optional=True),
+        out_dtype=Dtype(optional=True),
         divide=Switch(),
         half=Switch(),
         q_tail=Switch(),
@@ -57,8 +64,7 @@ def _cost(*args: Any, **kwargs: Any) -> Cost:
         interleaved=Switch(),
         interleaved_out=Switch(),
         reverse=Switch(),
-        compute_dtype=Dtype(optional=True),
-        out_dtype=Dtype(optional=True),
+        swap=Switch(),
     ),
     shardings={"batch": _BATCH, "heads": _HEADS, "tokens": _TOKENS},
 )
@@ -71,11 +77,10 @@ def qk_norm_rope(
     sin: Tensor,
     eps: float,
     offset: float = 0.0,
-    norm_compute_dtype: torch.dtype | None = None,
-    norm_scale_dtype: torch.dtype | None = None,
-    norm_round_dtype: torch.dtype | None = None,
-    norm_weight_dtype: torch.dtype | None = None,
-    norm_out_dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype | None = None,
+    round_dtype: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
     divide: int = 0,
     half: int = 0,
     q_tail: int = 0,
@@ -83,21 +88,21 @@ def qk_norm_rope(
     interleaved: int = 0,
     interleaved_out: int = 0,
     reverse: int = 0,
-    compute_dtype: torch.dtype | None = None,
-    out_dtype: torch.dtype | None = None,
+    swap: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """``rope(rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps), cos, sin)``, both as separate ops would round.
 
     Args:
         q, k: (..., D) each.
         q_weight, k_weight: the norms' weights, (D,) each.
-        eps, offset, divide: see `rms_norm`.
-        norm_compute_dtype, norm_scale_dtype, norm_round_dtype, norm_weight_dtype, norm_out_dtype: the norm's dtypes.
-        cos, sin, half, q_tail, k_tail, interleaved, interleaved_out, reverse, compute_dtype, out_dtype: see `rope`.
+        eps, offset, compute_dtype, round_dtype, weight_dtype, out_dtype, divide: see `rms_norm`.
+        cos, sin, half, q_tail, k_tail, interleaved, interleaved_out, reverse: see `rope`.
+        swap: 1 where heads and positions change places after the norm: (..., T, H, D) becomes (..., H, T, D).
 
     Returns:
         The rotated queries and keys, contiguous.
     """
-    norm = (eps, offset, norm_compute_dtype, norm_scale_dtype, norm_round_dtype, norm_weight_dtype, norm_out_dtype, divide)
+    norm = (eps, offset, compute_dtype, None, round_dtype, weight_dtype, out_dtype, divide)
     q, k = rms_norm.reference(q, q_weight, *norm), rms_norm.reference(k, k_weight, *norm)
-    return rope.reference(q, k, cos, sin, half, q_tail, k_tail, interleaved, interleaved_out, reverse, 0, compute_dtype, out_dtype)
+    q, k = (q.transpose(-3, -2), k.transpose(-3, -2)) if swap else (q, k)
+    return rope.reference(q, k, cos, sin, half, q_tail, k_tail, interleaved, interleaved_out, reverse)
