@@ -15,6 +15,9 @@ from hfgraph.graph.op import Op
 # lie next to a rounding boundary, where one unit and a few elements in a thousand are the price.
 UNITS = {torch.float32: 4, torch.float16: 1, torch.bfloat16: 1}
 MOVED = 0.005
+# Ops whose last step subtracts products of values that are themselves a unit off: a small difference keeps the error of large
+# terms, so units are those of the largest term in a row, which is some times its largest result.
+CANCELS = {"qk_norm_rope": 4}
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
@@ -34,7 +37,9 @@ def check(op: Op, got: Any, arguments: Mapping[str, Any], moved_at_most: float =
         assert torch.equal(g.isnan(), w.isnan()), f"output {i}: NaN in {int(g.isnan().sum())} elements, in the reference in {int(w.isnan().sum())}"
         g, w = g.double(), w.double()
         gap = (g - w).abs()
-        off = int((gap > UNITS[unit] * _unit(torch.maximum(g.abs(), w.abs()), unit)).sum())
+        size = torch.maximum(g.abs(), w.abs())
+        size = CANCELS[op.name] * size.amax(-1, keepdim=True) if op.name in CANCELS and size.numel() else size
+        off = int((gap > UNITS[unit] * _unit(size, unit)).sum())
         assert off == 0, f"output {i}: {off} of {g.numel()} elements are off by more than {UNITS[unit]} units of {unit}, at most {gap.max():.3g}"
         if unit is not torch.float32:
             moved = int((gap > 0).sum())

@@ -10,8 +10,10 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from hfgraph.graph.inputs import Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.op import Cost, op
-from hfgraph.kernels.rms_norm import rms_norm
+from hfgraph.graph.values import same_size
+from hfgraph.kernels.rms_norm import _fits_triton, rms_norm
 from hfgraph.kernels.rope import rope
+from hfgraph.kernels.rotate import fits_triton
 
 _WEIGHTS = (Replicate(), Replicate())
 _BATCH = ((Shard(0), Shard(0), *_WEIGHTS, Shard(0), Shard(0)), (Shard(0),) * 2)
@@ -45,8 +47,8 @@ def normed_dtype(
 @op(
     cost=_cost,
     inputs=Inputs(
-        q="B H T 24",
-        k="B G T 24",
+        q="B 2H T 24",
+        k="B H T 24",
         q_weight="24",
         k_weight="24",
         cos="B 1 T 8",
@@ -106,3 +108,19 @@ def qk_norm_rope(
     q, k = rms_norm.reference(q, q_weight, *norm), rms_norm.reference(k, k_weight, *norm)
     q, k = (q.transpose(-3, -2), k.transpose(-3, -2)) if swap else (q, k)
     return rope.reference(q, k, cos, sin, half, q_tail, k_tail, interleaved, interleaved_out, reverse)
+
+
+def _fits(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float, *attributes: Any, **named: Any) -> bool:
+    """Where the kernels of `rms_norm` and `rotate` take the queries and the keys, and both have one dtype and one kind of weight."""
+    given = qk_norm_rope.bind((q, k, q_weight, k_weight, cos, sin, eps, *attributes), named)
+    dtypes = {n: given[n] for n in ("compute_dtype", "round_dtype", "weight_dtype", "out_dtype")}
+    alike = q.dtype == k.dtype and q_weight.dtype == k_weight.dtype
+    norms = all(
+        _fits_triton(x, w, eps, given["offset"], **dtypes, divide=given["divide"]) and same_size(w.shape[0], x.shape[-1])
+        for x, w in ((q, q_weight), (k, k_weight))
+    )
+    swapped = (q.transpose(-3, -2), k.transpose(-3, -2)) if given["swap"] else (q, k)
+    return alike and norms and all(fits_triton(x, cos, sin, given["half"], 0, ()) for x in swapped)
+
+
+qk_norm_rope.impl("triton", device="cuda", load=".triton", when=_fits)

@@ -10,7 +10,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from hfgraph.graph.inputs import Dtype, Inputs, Switch
 from hfgraph.graph.op import Cost, op
-from hfgraph.kernels.rotate import rotate
+from hfgraph.kernels.rotate import fits_triton, rotate
 
 _BATCH = ((Shard(0),) * 4, (Shard(0),) * 2)
 _HEADS = ((Shard(1), Shard(1), Replicate(), Replicate()), (Shard(1),) * 2)
@@ -28,8 +28,8 @@ def _cost(*args: Any, **kwargs: Any) -> Cost:
 @op(
     cost=_cost,
     inputs=Inputs(
-        q="B H T 24",
-        k="B G T 24",
+        q="B 2H T 24",
+        k="B H T 24",
         cos="B 1 T 8",
         sin="B 1 T 8",
         half=Switch(),
@@ -71,3 +71,13 @@ def rope(
     """
     same = (interleaved, interleaved_out, reverse, complex_product, compute_dtype, out_dtype)
     return rotate.reference(q, cos, sin, half, q_tail, *same), rotate.reference(k, cos, sin, half, k_tail, *same)
+
+
+def _fits(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *attributes: Any, **named: Any) -> bool:
+    """Where the kernel of `rotate` takes the queries and the keys, and both have one dtype."""
+    given = rope.bind((q, k, cos, sin, *attributes), named)
+    rest = (given["half"], given["complex_product"], (given["compute_dtype"], given["out_dtype"]))
+    return q.dtype == k.dtype and all(fits_triton(x, cos, sin, *rest) for x in (q, k))
+
+
+rope.impl("triton", device="cuda", load=".triton", when=_fits)

@@ -10,7 +10,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from hfgraph.graph.inputs import Dtype, Inputs, Switch
 from hfgraph.graph.op import Cost, op
-from hfgraph.graph.values import same_size
+from hfgraph.graph.values import same_shape, same_size
 
 _BATCH = ((Shard(0), Shard(0), Shard(0)), (Shard(0),))
 _HEADS = ((Shard(1), Replicate(), Replicate()), (Shard(1),))
@@ -110,3 +110,24 @@ def _as_complex(x: Tensor, cos: Tensor, sin: Tensor, half: int, reverse: int) ->
     table = torch.stack([cos, -sin if reverse else sin], -1) if half else torch.stack([cos[..., 0::2], (-sin if reverse else sin)[..., 0::2]], -1)
     product = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.view_as_complex(table)
     return list(torch.view_as_real(product).unbind(-1))
+
+
+def fits_triton(x: Tensor, cos: Tensor, sin: Tensor, half: int, complex_product: int, dtypes: tuple[torch.dtype | None, ...]) -> bool:
+    """Tables of one shape that broadcast to x's leading dims, at most 1024 values that turn and 1024 that do not, no complex product."""
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    sizes = (x.shape[-1] if x.ndim else 0, cos.shape[-1] if cos.ndim else 0)
+    if complex_product or not all(isinstance(s, int) and s > 0 for s in sizes) or cos.ndim > x.ndim or not same_shape(cos, sin) or cos.dtype != sin.dtype:
+        return False
+    turned = sizes[1] * (2 if half else 1)
+    narrow = turned % 2 == 0 and 0 < turned <= 1024 and 0 <= sizes[0] - turned <= 1024
+    broadcast = all(same_size(a, 1) or same_size(a, b) for a, b in zip(cos.shape[-2::-1], x.shape[-2::-1], strict=False))
+    return narrow and broadcast and all(d in floats for d in (x.dtype, cos.dtype)) and all(d in (None, *floats) for d in dtypes)
+
+
+def _fits(x: Tensor, cos: Tensor, sin: Tensor, *attributes: Any, **named: Any) -> bool:
+    """Tables of one shape that broadcast to x's leading dims, at most 1024 values that turn and 1024 that do not, no complex product."""
+    given = rotate.bind((x, cos, sin, *attributes), named)
+    return fits_triton(x, cos, sin, given["half"], given["complex_product"], (given["compute_dtype"], given["out_dtype"]))
+
+
+rotate.impl("triton", device="cuda", load=".triton", when=_fits)
