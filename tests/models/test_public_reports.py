@@ -103,9 +103,10 @@ def test_b01_hidden_states(case: str) -> None:
 @pytest.mark.parametrize(("kind", "per_layer", "layers"), [("llama", 2, 1), ("llama", 2, 3), ("gemma2", 4, 3), ("qwen3", 4, 3)])
 @torch.no_grad()
 def test_b05_counts(kind: str, per_layer: int, layers: int) -> None:
-    """Norms, exactly; and each residual sum that is followed by a norm is fused with it."""
+    """Norms and rotations, exactly; each residual sum that is followed by a norm is fused with it, and norms of heads with their rotation."""
     report = hfgraph.explain(make(kind, num_hidden_layers=layers), tokens(2, 11), use_cache=False)
-    assert report.counts == {"rms_norm": per_layer * layers + 1, "add_rms_norm": 2 * layers}
+    heads = {"qk_norm_rope_swapped": layers} if kind == "qwen3" else {}
+    assert report.counts == {"rms_norm": per_layer * layers + 1, "add_rms_norm": 2 * layers, "rope": layers, **heads}
     assert len(report.graphs) == 1 and not report.graphs[0].unrewritten
 
 
