@@ -265,7 +265,8 @@ def test_other_words_are_not(text: str) -> None:
 
 # --- docstrings ---------------------------------------------------------------------------------------
 
-_OF_A_RULE = {"pattern", "replacement", "when"}
+_OF_A_RULE = {"pattern", "replacement", "when", "recognise"}
+_NEEDED = {"Rule": ("pattern", "replacement"), "Recogniser": ("recognise",)}
 
 
 def is_rule(name: str) -> bool:
@@ -285,17 +286,17 @@ def undocumented(name: str, text: str) -> list[str]:
 
 
 def no_rule(name: str, text: str) -> list[str]:
-    """What makes a file in a stage's folder a rule: RULE, assigned once, made of the file's own functions."""
+    """What makes a file in a stage's folder a rule or a recogniser: RULE, assigned once, made of the file's own functions."""
     if not is_rule(name):
         return []
     tree = ast.parse(text)
     made = [n.value for n in tree.body if isinstance(n, ast.Assign) and [ast.unparse(t) for t in n.targets] == ["RULE"]]
-    if len(made) != 1 or not isinstance(made[0], ast.Call) or called(made[0]) != "Rule":
-        return [f"{name} does not assign RULE = Rule(...) once"]
+    if len(made) != 1 or not isinstance(made[0], ast.Call) or called(made[0]) not in _NEEDED:
+        return [f"{name} does not assign RULE = Rule(...) or Recogniser(...) once"]
     own = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     given = {ast.unparse(a) for a in made[0].args} | {ast.unparse(k.value) for k in made[0].keywords if k.arg != "inputs"}
     return [f"{name}: {n} is no part of RULE" for n in sorted(_OF_A_RULE & own - given)] + [
-        f"{name} has no {n}" for n in ("pattern", "replacement") if n not in own
+        f"{name} has no {n}" for n in _NEEDED[called(made[0])] if n not in own
     ]
 
 
@@ -323,11 +324,13 @@ def test_what_is_private_may_say_nothing() -> None:
 
 
 _RULE = '"""Words."""\ndef pattern(x): ...\ndef replacement(x): ...\ndef when(x): ...\nRULE = Rule(pattern, replacement, inputs=Inputs(x="D"), when=when)\n'
+_RECOGNISER = '"""Words."""\ndef recognise(node, view): ...\nRULE = Recogniser(ANCHORS, recognise, attention, EXAMPLES)\n'
 _IN_A_STAGE = "hfgraph/rewrites/fuse/made_up.py"
 
 
 def test_a_rule_as_it_should_be() -> None:
-    assert no_rule(_IN_A_STAGE, _RULE) == [] and undocumented(_IN_A_STAGE, _RULE) == []
+    for text in (_RULE, _RECOGNISER):
+        assert no_rule(_IN_A_STAGE, text) == [] and undocumented(_IN_A_STAGE, text) == []
 
 
 @pytest.mark.parametrize(
@@ -336,6 +339,11 @@ def test_a_rule_as_it_should_be() -> None:
 )  # fmt: skip
 def test_a_file_that_is_no_rule_is_caught(old: str, new: str) -> None:
     assert no_rule(_IN_A_STAGE, _RULE.replace(old, new)) != []
+
+
+@pytest.mark.parametrize(("old", "new"), [("RULE =", "RULES ="), ("ANCHORS, recognise", "ANCHORS, lambda n, v: None"), ("def recognise", "def look")])
+def test_a_file_that_is_no_recogniser_is_caught(old: str, new: str) -> None:
+    assert no_rule(_IN_A_STAGE, _RECOGNISER.replace(old, new)) != []
 
 
 # --- tests stay in the repository ---------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import html
 import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,12 +21,13 @@ from urllib.parse import unquote, urlsplit
 import _generate
 import pytest
 from _generate import files, formula, ops, text, usage
-from _generate.registry import Registry, made, taken
+from _generate.registry import Registry, defined, made, taken
 
 from hfgraph import cli
 from hfgraph.commands import Command
 from hfgraph.graph.inputs import Dims, Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.op import Op
+from hfgraph.graph.recogniser import Recogniser
 from hfgraph.graph.rule import Rule
 from hfgraph.options import Options
 
@@ -176,18 +178,26 @@ def leads_somewhere(site: Path, page: Path, link: str, pages: dict[str, Page]) -
 
 
 @pytest.mark.parametrize("rule", REGISTRY.rules, ids=lambda r: r.name)
-def test_every_rule(rule: Rule, pages: dict[str, Page]) -> None:
+def test_every_rule(rule: Rule | Recogniser, pages: dict[str, Page]) -> None:
     page = pages[f"rules/{rule.name}.html"]
-    for function in (rule.pattern, rule.replacement, rule.when):
-        assert function is None or page.has(text.body(function))
-    assert page.has((sys.modules[rule.pattern.__module__].__doc__ or "").replace("`", ""))
-    assert all(page.has(name) for name in rule.inputs)
+    shown = shown_of(rule)
+    assert shown
+    assert all(page.has(text.body(function)) for function in shown)
+    assert page.has((sys.modules[defined(rule).__module__].__doc__ or "").replace("`", ""))
+    assert isinstance(rule, Recogniser) or all(page.has(name) for name in rule.inputs)
     assert all(op in REGISTRY.ops for op in made(rule))
     assert made(rule)
     assert pages["rules/index.html"].has(rule.name)
     assert f"{rule.name}.html" in pages["rules/index.html"].links
     for op in made(rule):
-        assert pages[f"ops/{op.name}.html"].has(text.body(rule.pattern))
+        assert pages[f"ops/{op.name}.html"].has(text.body(shown[0]))
+
+
+def shown_of(rule: Rule | Recogniser) -> list[Callable[..., Any]]:
+    """The functions whose code a rule's page shows, the spelling first."""
+    if isinstance(rule, Recogniser):
+        return [e.function for e in rule.examples if inspect.isfunction(e.function)]
+    return [f for f in (rule.pattern, rule.replacement, rule.when) if f is not None]
 
 
 @pytest.mark.parametrize("op", REGISTRY.ops, ids=lambda op: op.name)
@@ -442,7 +452,7 @@ def test_docstrings_in_parts() -> None:
 
 def test_code_fits_a_page() -> None:
     for rule in REGISTRY.rules:
-        assert max(map(len, text.body(rule.pattern).splitlines())) <= text.WIDTH
+        assert max(len(line) for function in shown_of(rule) for line in text.body(function).splitlines()) <= text.WIDTH
 
 
 def test_cells_hold_no_bars() -> None:

@@ -119,14 +119,15 @@ def agrees_on_fakes(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
             yield f"{case.name}, {name}"
 
 
-def symbolic(case: Case) -> tuple[dict[str, Any], ShapeEnv, dict[sympy.Symbol, int]]:
-    """The case with a symbol for every size, equal sizes apart, and what each symbol stands for."""
+def symbolic(case: Case, inputs: Inputs) -> tuple[dict[str, Any], ShapeEnv, dict[sympy.Symbol, int]]:
+    """The case with a symbol for every size that may vary, and what each symbol stands for."""
     env = ShapeEnv(duck_shape=True, specialize_zero_one=True)
     mode = FakeTensorMode(shape_env=env)
     given = {}
     for name, a in case.arguments.items():
         if isinstance(a, Tensor):
-            context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK] * a.ndim)
+            fixed = inputs.tensors[name].fixed
+            context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.STATIC if f else DimDynamic.DUCK for f in fixed])
             a = mode.from_tensor(a, symbolic_context=context, source=torch._dynamo.source.ConstantSource(name))
         given[name] = a
     sizes = [(s, r) for n, a in case.tensors.items() for s, r in zip(given[n].shape, a.shape, strict=True)]
@@ -137,7 +138,7 @@ def symbolic(case: Case) -> tuple[dict[str, Any], ShapeEnv, dict[sympy.Symbol, i
 def takes_symbolic_sizes(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """Traced with every size a symbol it fixes none of them, and gives the reference's sizes."""
     for case in own_cases(an_op, dtype, WHOLE):
-        given, env, values = symbolic(case)
+        given, env, values = symbolic(case, an_op.inputs)
         with tensors(list(given.values()))[0].fake_mode:
             results = tensors(an_op.target(**given))
         if env.guards or env.replacements:
@@ -202,7 +203,7 @@ def costs_what_it_should(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
         written = sum(t.numel() * t.element_size() for t in tensors(an_op.reference(**case.arguments)))
         if not (plain.flops > 0 and plain.bytes >= written):
             yield f"{case.name}: {plain}, but the results alone take {written} bytes"
-        given, env, values = symbolic(case)
+        given, env, values = symbolic(case, an_op.inputs)
         formula = an_op.cost(*given.values())
         if env.guards or env.replacements:
             yield f"{case.name}: the formula fixes a size"
@@ -292,7 +293,7 @@ def shards_as_its_table_says(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
 def guards_stay_bool(an_op: Op, dtype: torch.dtype) -> Iterator[str]:
     """`when` answers True or False from sizes, symbolic ones included, without fixing any."""
     for case, implementation in product(own_cases(an_op, dtype, WHOLE), an_op.implementations.values()):
-        given, env, _ = symbolic(case)
+        given, env, _ = symbolic(case, an_op.inputs)
         for what, arguments in (("numbers", case.arguments), ("symbols", given)):
             try:
                 answers = [implementation.when(**arguments), implementation.when(*arguments.values())]

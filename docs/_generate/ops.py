@@ -9,9 +9,10 @@ from typing import Any
 
 from _generate import formula
 from _generate.registry import Registry
-from _generate.rules import about, in_words
+from _generate.rules import about, in_words, spelling
 from _generate.text import body, code, docstring, module_of, page, sentence, source, source_link, source_page, table
 from hfgraph.graph.op import Implementation, Op
+from hfgraph.graph.recogniser import Recogniser
 from hfgraph.graph.rule import Rule
 
 
@@ -155,8 +156,9 @@ def _spellings(op: Op, registry: Registry) -> list[str]:
     return parts
 
 
-def _spelling(rule: Rule) -> tuple[str, str, str]:
-    return f"#### [`{rule.name}`](../rules/{rule.name}.md)", about(rule), code(body(rule.pattern))
+def _spelling(rule: Rule | Recogniser) -> tuple[str, ...]:
+    shown = [p for e in rule.examples for p in spelling(e)] if isinstance(rule, Recogniser) else [code(body(rule.pattern))]
+    return f"#### [`{rule.name}`](../rules/{rule.name}.md)", about(rule), *shown
 
 
 def _implementations(op: Op) -> list[str]:

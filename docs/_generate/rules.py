@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from _generate.registry import Registry, made
+from _generate.registry import Registry, defined, made, taken
 from _generate.text import body, breakable, code, docstring, module_of, page, sentence, source, source_link, source_page, table
 from hfgraph.graph.inputs import Choice, Dims, Dtype, Inputs, Scalar, Switch
 from hfgraph.graph.op import Op
+from hfgraph.graph.recogniser import Example, Recogniser
 from hfgraph.graph.rule import Rule
 
 
@@ -17,13 +19,13 @@ def pages(registry: Registry) -> dict[str, str]:
     """Every page, by path."""
     found = {"rules/index.md": overview(registry)}
     for rule in registry.rules:
-        found[path(rule)] = rule_page(rule)
-        module = module_of(rule.pattern)
+        found[path(rule)] = recogniser_page(rule) if isinstance(rule, Recogniser) else rule_page(rule)
+        module = module_of(defined(rule))
         found[source_page(module)] = source(module)
     return found
 
 
-def path(rule: Rule) -> str:
+def path(rule: Rule | Recogniser) -> str:
     return f"rules/{rule.name}.md"
 
 
@@ -34,6 +36,7 @@ def overview(registry: Registry) -> str:
         "A rule looks for one way of writing something and puts an op, or a larger op, in its place. Nothing else changes: the replacement has the "
         "same shapes, dtypes and strides, and rounds where the code it replaces did. A rule sees what is computed from what. It does not see names of "
         "classes, modules or parameters, so it applies in any model.",
+        "Where no pattern could say what to look for, a recogniser evaluates what it finds on numbers of its own choosing, and reads off what it computes.",
         "These are all there are. `hfgraph explain` says where they apply in a model of yours.",
     ]
     for stage, rules in registry.stages.items():
@@ -44,7 +47,6 @@ def overview(registry: Registry) -> str:
 
 def rule_page(rule: Rule) -> str:
     """All that is known of a rule."""
-    module = module_of(rule.pattern)
     return page(
         f"# `{rule.name}`",
         f"Rule of the stage [{rule.stage}](index.md#{rule.stage})\n{{ .kind }}",
@@ -62,20 +64,47 @@ def rule_page(rule: Rule) -> str:
         "## Parameters",
         "Pattern and replacement have the same parameters. A number, a dtype or a word is bound by value: it is read off the site.",
         inputs_table(rule.inputs),
-        "## Switch it off",
-        code(f'model.compile(backend="hfgraph", options={{"disable": ["{rule.name}"]}})'),
-        f"Source: {source_link(module)}",
+        *_end(rule),
     )
 
 
-def about(rule: Rule) -> str:
+def recogniser_page(rule: Recogniser) -> str:
+    """All that is known of a recogniser: what it finds, where it begins to look, and spellings that it is tested on."""
+    anchors = sorted({f"[`{op.name}`](../ops/{op.name}.md)" for op in taken(rule)} or {f"`{a.name() if hasattr(a, 'name') else a}`" for a in rule.anchors})
+    return page(
+        f"# `{rule.name}`",
+        f"Recogniser of the stage [{rule.stage}](index.md#{rule.stage})\n{{ .kind }}",
+        about(rule),
+        "## What it puts in its place",
+        f"The op {op_link(rule.op)}, where it gives what the code gives. What only looks alike is left alone and reported as a near miss.",
+        "## Where it looks",
+        f"Around {', '.join(anchors)}.",
+        "## Spellings",
+        "There is no list of spellings: what counts is what the code computes. These are among those that it is tested on.",
+        *(p for e in rule.examples for p in spelling(e)),
+        *_end(rule),
+    )
+
+
+def spelling(example: Example) -> list[str]:
+    """One example: what it shows, and its code."""
+    said = " ".join(docstring(example.function).paragraphs)
+    return [f"**{example.name.capitalize()}.** {sentence(said)}", code(body(example.function))] if inspect.isfunction(example.function) else []
+
+
+def _end(rule: Rule | Recogniser) -> list[str]:
+    off = f'model.compile(backend="hfgraph", options={{"disable": ["{rule.name}"]}})'
+    return ["## Switch it off", code(off), f"Source: {source_link(module_of(defined(rule)))}"]
+
+
+def about(rule: Rule | Recogniser) -> str:
     """What the rule's file says it does."""
-    return " ".join(docstring(module_of(rule.pattern)).paragraphs)
+    return " ".join(docstring(module_of(defined(rule))).paragraphs)
 
 
-def _stage_words(rule: Rule) -> str:
+def _stage_words(rule: Rule | Recogniser) -> str:
     """What the stage's folder, which the rule is in, says it does."""
-    folder = sys.modules.get(module_of(rule.pattern).__package__ or "")
+    folder = sys.modules.get(module_of(defined(rule)).__package__ or "")
     return " ".join(docstring(folder).paragraphs) if folder else ""
 
 

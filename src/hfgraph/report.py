@@ -27,7 +27,7 @@ class Site:
     """One place in the model.
 
     Attributes:
-        rule: the op it was recognised as, the fusion applied, or the rule that nearly matched.
+        rule: the op it was recognised as (or counts as), the fusion applied, or the rule that nearly matched.
         status: "recognised", "fused" or "near miss".
         module: path of the module, e.g. `model.layers.0.input_layernorm`; empty where unknown.
         source: file and line of the model's code.
@@ -126,7 +126,7 @@ class GraphReport:
 
 
 def _recognised(gm: GraphModule) -> list[Site]:
-    ops = {op.target: name for name, op in OPS.items()}
+    ops = {op.target: op.counted_as for op in OPS.values()}
     found = []
     for n in gm.graph.nodes:
         if n.target in ops:

@@ -78,6 +78,32 @@ def _times(settings: Callable[[torch.dtype], dict[str, Setting]]) -> Callable[[t
     return lambda dtype: (found := settings(dtype)) | {"multiplied": {**next(iter(found.values())), "multiplier": 0.22}}
 
 
+def _rotation_settings(dtype: torch.dtype) -> dict[str, Setting]:
+    """How pairs lie, how wide the tables are, which part turns, and where the recognised spellings cast."""
+    single, other = torch.float32, torch.float16 if dtype is torch.bfloat16 else torch.bfloat16
+    return {
+        "halves": {},
+        "neighbours": {"interleaved": 1, "interleaved_out": 1, "half": 1},
+        "regrouped": {"interleaved": 1, "half": 1},
+        "reversed": {"reverse": 1, "interleaved_out": 1},
+        "in_single": {"compute_dtype": single, "out_dtype": dtype},
+        "single_tables": {"cos": single, "sin": single},
+        "rounds": {"compute_dtype": other, "out_dtype": single},
+    }
+
+
+def _turned(settings: dict[str, Setting], *tails: str) -> dict[str, Setting]:
+    """Once more with the last values turning, in each of the tensors."""
+    return settings | {f"last_{t}": {**settings["neighbours"], t: 1} for t in tails}
+
+
+def _norm_and_rotation_settings(dtype: torch.dtype) -> dict[str, Setting]:
+    single, both = torch.float32, dict(list(_norm_settings(dtype).items())[:3])
+    turns = {n: s for n, s in _turned(_rotation_settings(dtype), "q_tail", "k_tail").items() if n not in ("in_single", "rounds")}
+    found = {n: {"compute_dtype": single, "round_dtype": dtype, **s} for n, s in turns.items()}
+    return found | both | {"swapped": {**found["halves"], "swap": 1, "cos": torch.randn(2, 1, 1, 8), "sin": torch.randn(2, 1, 1, 8)}}
+
+
 # Op -> the settings worth testing, as changes to the arguments that `op.inputs` makes: None removes a tensor, a dtype casts it.
 SETTINGS: Mapping[str, Callable[[torch.dtype], dict[str, Setting]]] = {
     "rms_norm": _norm_settings,
@@ -85,7 +111,15 @@ SETTINGS: Mapping[str, Callable[[torch.dtype], dict[str, Setting]]] = {
     "layer_norm": _layer_norm_settings,
     "add_layer_norm": _times(_layer_norm_settings),
     "glu": _glu_settings,
+    "rotate": lambda dtype: _turned(_rotation_settings(dtype), "tail"),
+    "rope": lambda dtype: _turned(_rotation_settings(dtype), "q_tail", "k_tail"),
+    "qk_norm_rope": _norm_and_rotation_settings,
 }
+
+
+def widths(op: Op) -> tuple[int, ...]:
+    """Sizes for the dim D; one of them, where the op has no such dim."""
+    return WIDTHS if any("D" in d.names for d in op.inputs.tensors.values()) else WIDTHS[:1]
 
 
 def settings(op: Op, dtype: torch.dtype) -> dict[str, Setting]:

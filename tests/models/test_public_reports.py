@@ -103,9 +103,10 @@ def test_b01_hidden_states(case: str) -> None:
 @pytest.mark.parametrize(("kind", "per_layer", "layers"), [("llama", 2, 1), ("llama", 2, 3), ("gemma2", 4, 3), ("qwen3", 4, 3)])
 @torch.no_grad()
 def test_b05_counts(kind: str, per_layer: int, layers: int) -> None:
-    """Norms and gated MLPs, exactly; and each residual sum that is followed by a norm is fused with it."""
+    """Norms, rotations and gated MLPs, exactly; each residual sum that is followed by a norm is fused with it, and norms of heads with their rotation."""
     report = hfgraph.explain(make(kind, num_hidden_layers=layers), tokens(2, 11), use_cache=False)
-    wanted = {"rms_norm": per_layer * layers + 1, "add_rms_norm": 2 * layers, "glu": layers}
+    wanted = {"rms_norm": per_layer * layers + 1, "add_rms_norm": 2 * layers, "glu": layers, "rope": layers, "attention": layers}
+    wanted |= {"qk_norm_rope_swapped": layers} if kind == "qwen3" else {}
     assert {op: report.counts.get(op) for op in wanted} == wanted
     assert len(report.graphs) == 1 and not report.graphs[0].unrewritten
 

@@ -14,8 +14,9 @@ SIZES: Mapping[str, int] = {"B": 3, "T": 5, "H": 7, "D": 63}
 
 def _size(name: str, sizes: Mapping[str, int]) -> int:
     """The size of a dim: a number's own; a name that `sizes` lacks has one of its own, so that two names are never taken for one."""
-    if name.isdigit():
-        return int(name)
+    times = name.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    if times and times.isdigit():
+        return int(times) * (_size(name[len(times) :], sizes) if times != name else 1)
     return sizes[name] if name in sizes else 17 + 2 * sum(ord(c) * 31**i for i, c in enumerate(name)) % 46
 
 
@@ -67,8 +68,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Dims:
-    """A tensor's dims, e.g. "B T D", numbers for fixed sizes; a leading "..." lets it have any rank, a final "?" lets it be
-    None, "bool" or "int" before the dims say that it holds conditions or whole numbers."""
+    """A tensor's dims, e.g. "B T D"; a leading "..." lets it have any rank, a final "?" lets it be None. "2D" is twice as
+    wide as "D", and a number is a size that never varies. "bool" or "int" before the dims say that it holds conditions or whole numbers."""
 
     names: tuple[str, ...]
     any_rank: bool = False
@@ -86,6 +87,11 @@ class Dims:
     def dtype(self, of_floats: torch.dtype) -> torch.dtype:
         """The tensor's dtype where those of floats have `of_floats`."""
         return _KINDS.get(self.kind, of_floats)
+
+    @property
+    def fixed(self) -> tuple[bool, ...]:
+        """Which dims are numbers."""
+        return tuple(n.isdigit() for n in self.names)
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(_size(n, sizes) for n in self.names)

@@ -71,6 +71,7 @@ class Op:
     shardings: Mapping[str, tuple[Any, Any]]
     target: torch._ops.OpOverload
     digest: str
+    counted_as: str = ""
     implementations: dict[str, Implementation] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,7 +99,9 @@ class Op:
         self.implementations[name] = Implementation(self.name, name, device, module, when, auto, target)
 
 
-def op(*, cost: Callable[..., Cost], inputs: Inputs, shardings: Mapping[str, tuple[Any, Any]] | None = None) -> Callable[[Callable[..., Any]], Op]:
+def op(
+    *, cost: Callable[..., Cost], inputs: Inputs, shardings: Mapping[str, tuple[Any, Any]] | None = None, counted_as: str = ""
+) -> Callable[[Callable[..., Any]], Op]:
     """Register a plain PyTorch function as an op.
 
     Args:
@@ -106,6 +109,7 @@ def op(*, cost: Callable[..., Cost], inputs: Inputs, shardings: Mapping[str, tup
         inputs: describes valid arguments; tests, benchmarks and tracing use it.
         shardings: name -> (placement per tensor argument, placement per output): ways to compute the op on shards
             that need no communication. Placements are ``torch.distributed.tensor`` ones.
+        counted_as: the op under whose name reports count this one, where it is a part of that; its own name otherwise.
 
     Raises:
         InvalidOp: the function cannot be given a schema. That it must not write its arguments shows only when it runs:
@@ -124,7 +128,7 @@ def op(*, cost: Callable[..., Cost], inputs: Inputs, shardings: Mapping[str, tup
         _LIBRARY.impl(name, reference, "CompositeImplicitAutograd")
         target = getattr(getattr(torch.ops, NAMESPACE), name).default
         digest = hashlib.sha256(inspect.getsource(reference).encode()).hexdigest()
-        new = Op(name, reference, cost, inputs, shardings or {}, target, digest)
+        new = Op(name, reference, cost, inputs, shardings or {}, target, digest, counted_as or name)
         OPS[name] = new
         return new
 

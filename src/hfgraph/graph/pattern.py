@@ -141,7 +141,7 @@ _HINTS = {n: 2 * (100 + i) for i, n in enumerate("ACEFGIJKLMNOPQRSUVWXYZ")} | {"
 def _fake(name: str, dims: Dims, dtype: torch.dtype) -> Tensor:
     """A parameter's tensor, whose sizes are symbols, one per letter."""
     real = torch.zeros(dims.shape(_HINTS), dtype=dims.dtype(dtype))
-    duck = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK] * real.ndim)
+    duck = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.STATIC if f else DimDynamic.DUCK for f in dims.fixed])
     return _fakes().from_tensor(real, symbolic_context=duck, source=ConstantSource(f"pattern_{name}_{'_'.join(dims.names)}_{dtype}"))
 
 

@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 from hfgraph.graph.alias import Aliases
 from hfgraph.graph.cse import ValueNumbers
 from hfgraph.graph.op import Op
-from hfgraph.graph.values import evaluated, same_shape, val
+from hfgraph.graph.values import evaluated, is_pure, same_shape, val
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +65,14 @@ class Example:
     Attributes:
         make: gives the function's arguments for a dtype and a seed.
         equal: attributes of the op that, changed, leave the function what it is for these arguments.
+        fixed: sizes that are numbers in every model, such as those of heads; all others may be symbols.
     """
 
     name: str
     function: Callable[..., Tensor]
     make: Callable[[torch.dtype, int], tuple[Tensor, ...]]
     equal: tuple[str, ...] = ()
+    fixed: tuple[int, ...] = ()
 
 
 class View:
@@ -126,9 +128,11 @@ class Recogniser:
 def obstacle(found: Found, view: View) -> Refusal | None:
     """Why a site cannot be replaced although it is one: something else needs a value of it, or a value is written in between."""
     inside, place = {*found.nodes, *found.outputs}, found.place
-    early = min((u for o in found.outputs for u in o.users if u not in inside), default=None)
-    if early is not None and early < place:
-        return Refusal(f"{early.name} uses a result before all inputs are there", early, found.nodes)
+    early = early_users(found)
+    bound = next((n for n in early if not _movable(n, place, view)), None)
+    needed = next((a for a in found.args.values() if isinstance(a, Node) and a in early), None)
+    if bound is not None or needed is not None:
+        return Refusal(f"{early[0].name} uses a result before all inputs are there", early[0], found.nodes)
     for node in found.private:
         outside = [u for u in node.users if u not in inside]
         if node not in found.outputs and outside:
@@ -143,6 +147,23 @@ def obstacle(found: Found, view: View) -> Refusal | None:
     if elsewhere is not None:
         return Refusal(f"{elsewhere.name} lies in another grad or autocast region", elsewhere, found.nodes)
     return None
+
+
+def early_users(found: Found) -> list[Node]:
+    """What uses a result before the op's place, directly or through others, in order: it would have to move behind the op."""
+    place, early = found.place, set[Node]()
+    stack: list[Node] = list(found.outputs)
+    while stack:
+        new = [u for u in stack.pop().users if u < place and u not in found.outputs and u not in found.nodes and u not in early]
+        early.update(new)
+        stack += new
+    return sorted(early)
+
+
+def _movable(node: Node, place: Node, view: View) -> bool:
+    """Computed a little later, in `place`, the node gives the same."""
+    written = any(view.aliases.is_written(n) for n in (node, *node.all_input_nodes))
+    return is_pure(node) and not written and view.numbers.region(node) == view.numbers.region(place)
 
 
 def misfit(found: Found) -> str | None:

@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from hfgraph.graph.cost import NOTHING, Work, work
 from hfgraph.graph.match import Matcher
-from hfgraph.graph.recogniser import Found
+from hfgraph.graph.recogniser import Found, early_users
 from hfgraph.graph.values import evaluated, is_dense, same_layout, val
 
 # Meta keys of a rewritten node: the rules that made it, the node of the canonical graph whose value it computes, and all nodes
@@ -76,8 +76,10 @@ def erased(graph: Graph, matcher: Matcher, nodes: Iterable[Node]) -> tuple[list[
 
 
 def replace_found(gm: GraphModule, matcher: Matcher, rule: str, found: Found, *, falsify: bool) -> Change:
-    """Put a recognised op in place of what it computes."""
+    """Put a recognised op in place of what it computes. What uses a result earlier moves behind it."""
     place = found.place
+    for node in reversed(early_users(found)):
+        place.append(node)
     meta = {**inherited(rule, found.outputs, found.nodes), NOTE: found.note}
     made = [_call(gm.graph, found.op.target, (), dict(found.args), meta, place)]
     several = not isinstance(val(made[0]), Tensor)
