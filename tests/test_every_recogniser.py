@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -44,10 +45,11 @@ NOTICEABLE = 1e-3
 def graph_of(example: Example, args: tuple[Tensor, ...], symbolic: bool = False) -> GraphModule:
     """The canonical graph of an example; with `symbolic`, every size is a symbol that varies in models."""
     given: list[Any] = list(args)
-    if symbolic:
-        mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=True))
+    mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=True)) if symbolic else nullcontext()
+    if isinstance(mode, FakeTensorMode):
         given = [_symbolic(mode, example, t, f"a{i}") for i, t in enumerate(args)]
-    gm = make_fx(example.function, pre_dispatch=True, tracing_mode="real" if symbolic else "fake")(*given)
+    with mode:
+        gm = make_fx(example.function, pre_dispatch=True, tracing_mode="real" if symbolic else "fake")(*given)
     tidy(gm)
     gm.recompile()
     return gm
@@ -241,6 +243,8 @@ def mutants(op: Op, node: Node) -> Iterator[tuple[str, str, Any]]:
     for name, value in op.bind(node.args, node.kwargs).items():
         if isinstance(op.inputs[name], Switch) or isinstance(value, bool):
             yield name, "flipped", type(value)(1 - value)
+        elif isinstance(value, int) and value < 0:  # stands for "unbounded"
+            yield name, "bounded", 1
         elif isinstance(value, int | float) and not isinstance(value, bool):
             for what, new in (("doubled", 2 * value), ("dropped", type(value)(0))) if value else (("set", type(value)(1)),):
                 yield name, what, new

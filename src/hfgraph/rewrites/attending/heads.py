@@ -164,3 +164,10 @@ def size(node: Node, dim: int, view: View, before: Node) -> Any:
     """A size of a tensor, as a number or as a node."""
     known = val(node).shape[dim]
     return view.call(aten.sym_size.int, node, dim % val(node).ndim, before=before) if is_symbol(known) else known
+
+
+def heads_apart(steps: list[Node]) -> list[Any] | None:
+    """Numbers of sequences and of heads, from the step that takes (B * H, ...) apart."""
+    split = next((n for n in steps if n.target is aten.reshape.default and val(n).ndim == 4 and val(operand(n)).ndim == 3), None)
+    shape = list(split.args[1]) if split is not None else []  # type: ignore[arg-type]
+    return None if -1 in shape[:2] or len(shape) != 4 else shape[:2]

@@ -13,7 +13,7 @@ from hfgraph.kernels.attention import attention
 from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
 from hfgraph.rewrites.attending.examples import EXAMPLES
 from hfgraph.rewrites.attending.factors import Parts
-from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, ungrouped
+from hfgraph.rewrites.attending.heads import Values, heads_apart, queries_and_keys, read_values, size, ungrouped
 from hfgraph.rewrites.attending.scores import Scores, read_scores
 from hfgraph.rewrites.attending.structure import Structure
 
@@ -70,8 +70,10 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     top = scores.nodes[0]
     parts = scores.parts
     if val(q).ndim == 3 and val(top).ndim == 4:
+        heads = heads_apart(scores.nodes)
+        if heads is None:
+            return Refusal("sequences and heads are one dim, and how many there are of each cannot be told", top, nodes)
         then.insert(0, (aten.reshape.default, [size(q, 0, view, output), size(q, 1, view, output), size(v, 2, view, output)]))
-        heads = [size(top, dim, view, output) for dim in (0, 1)]
         q, k, v = (view.call(aten.reshape.default, t, [*heads, -1, size(t, 2, view, output)], before=output) for t in (q, k, v))
         parts = split_heads(parts, heads, val(top), view, output)
     elif not val(q).ndim == val(top).ndim == val(v).ndim:
