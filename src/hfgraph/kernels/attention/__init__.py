@@ -169,7 +169,9 @@ def with_slopes(bias: Tensor | None, slopes: list[float] | None, q: Tensor, k: T
     if not slopes:
         return bias
     distance = torch.arange(k.shape[-2], device=q.device) - (k.shape[-2] - 1)
-    alibi = (torch.tensor(slopes, device=q.device)[:, None, None] * distance).to(q.dtype)
+    # Not `torch.tensor`: a constant would have to be carried along with the graph.
+    rates = torch.cat([torch.full((1,), s, device=q.device) for s in slopes])
+    alibi = (rates[:, None, None] * distance).to(q.dtype)
     return alibi if bias is None else bias + alibi
 
 
