@@ -45,9 +45,7 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(
-    ("op", "dtype", "setting", "width"), [pytest.param(*c.values, w, id=f"{c.id}-{w}") for c in CASES for w in widths(c.values[0])]
-)
+@pytest.mark.parametrize(("op", "dtype", "setting", "width"), [pytest.param(*c.values, w, id=f"{c.id}-{w}") for c in CASES for w in widths(c.values[0])])
 def test_equals_reference(op: Op, dtype: str, setting: str, width: int) -> None:
     changes = settings(op, DTYPES[dtype])[setting]
     for scale in op.inputs.scales:

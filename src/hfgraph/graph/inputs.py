@@ -116,4 +116,3 @@ class Inputs(Mapping[str, "Dims | Scalar | Dtype"]):
             else:
                 made[name] = a.example
         return made
-

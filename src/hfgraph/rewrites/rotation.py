@@ -80,7 +80,7 @@ def _read(trial: _Trial) -> Rotation | str | None:
     if width < 2 or width % 2 or turned != list(range(start, start + width)) or not passes or bool((first * second == 0)[turned].any()):
         return None
     swapped = bool((first[turned] < 0).any())
-    direct, across = ((second, first) if swapped else (first, second))
+    direct, across = (second, first) if swapped else (first, second)
     direct, across = direct[turned] - 1 - start, across[turned]
     partner, sign = across.abs() - 1 - start, across.sign()
     if bool((direct < 0).any()) or bool((direct == partner).any()):
