@@ -47,7 +47,7 @@ class Sizes:
         """The small size in place of a size or a symbol."""
         if isinstance(size, SymInt):
             return int(size.node.expr.subs(self._of_symbols))
-        return self._of_numbers.get(size, size)
+        return int(self._of_numbers.get(size, size))
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """The small shape of a node's value."""
@@ -55,7 +55,7 @@ class Sizes:
 
     def arguments(self, node: Node, known: Mapping[Node, Any]) -> tuple[Any, Any]:
         """A node's arguments, with values for nodes and small sizes for sizes."""
-        filled = map_arg((node.args, node.kwargs), lambda n: self(val(n)) if is_symbol(val(n)) else known[n])
+        filled: Any = map_arg((node.args, node.kwargs), lambda n: self(val(n)) if is_symbol(val(n)) else known[n])
         if node.target not in _SIZED:
             return filled
         x, sizes = filled[0]

@@ -47,6 +47,7 @@ def normed_dtype(
 @op(
     cost=_cost,
     inputs=Inputs(
+        scales=(1.0, 1e-3),
         q="B 2H T 24",
         k="B H T 24",
         q_weight="24",

@@ -15,7 +15,7 @@ from hfgraph.kernels.rows import Config, ahead, configs, launch, layouts, moved,
 
 
 @triton.jit
-def _scaled(h, squares, weight, width, eps, SCALE: tl.constexpr, ROUND: tl.constexpr, PRODUCT: tl.constexpr):
+def scaled(h, squares, weight, width, eps, SCALE: tl.constexpr, ROUND: tl.constexpr, PRODUCT: tl.constexpr):
     """``h / sqrt(squares / width + eps) * weight``, rounded as the reference rounds: h (R, D), squares (R,), weight (1, D) or None."""
     inverse = tl.rsqrt(tl.div_rn(squares, tl.full(squares.shape, width, tl.float32)) + eps)[:, None]
     y = rounded(rounded(h, SCALE) * rounded(inverse, SCALE), SCALE)
@@ -38,7 +38,7 @@ def one_pass(
     x = rows_of(x, row, size1, size2, x0, x1, x2)
     residual = rows_of(residual, row, size1, size2, r0, r1, r2)
     h = summed(x, residual, column, x_step, r_step, live, MULTIPLIER)
-    y = _scaled(h, tl.sum(h * h, axis=1), w, width, eps, SCALE, ROUND, PRODUCT)
+    y = scaled(h, tl.sum(h * h, axis=1), w, width, eps, SCALE, ROUND, PRODUCT)
     put(out, y, row, column, width, live)
     put(total, h, row, column, width, live)
 
@@ -64,7 +64,7 @@ def two_pass(
         # The inputs again, not the stored sum: another thread may have written it.
         h = summed(x, residual, column, x_step, r_step, live, MULTIPLIER)
         w = moved(vector(weight, column, width, w_step), WEIGHT, OFFSET)
-        y = _scaled(h, over_row, w, width, eps, SCALE, ROUND, PRODUCT)
+        y = scaled(h, over_row, w, width, eps, SCALE, ROUND, PRODUCT)
         put(out, y, row, column, width, live)
         put(total, h, row, column, width, live)
 

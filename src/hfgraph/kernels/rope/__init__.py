@@ -28,6 +28,7 @@ def _cost(*args: Any, **kwargs: Any) -> Cost:
 @op(
     cost=_cost,
     inputs=Inputs(
+        scales=(1.0,),
         q="B 2H T 24",
         k="B H T 24",
         cos="B 1 T 8",

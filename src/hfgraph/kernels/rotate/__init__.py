@@ -32,6 +32,7 @@ def _cost(*args: Any, **kwargs: Any) -> Cost:
     cost=_cost,
     counted_as="rope",
     inputs=Inputs(
+        scales=(1.0,),
         x="B H T 24",
         cos="B 1 T 8",
         sin="B 1 T 8",
@@ -65,8 +66,7 @@ def rotate(
 
     Args:
         x: (..., D), heads and positions in any order.
-        cos: (..., R) or (..., R / 2), broadcasts to x's leading dims.
-        sin: (..., R) or (..., R / 2), as `cos`.
+        cos, sin: (..., R) or (..., R / 2), broadcasting to x's leading dims.
         half: 1 where the tables have one entry for each pair, 0 where they have one for each result.
         tail: 1 where the last R values are the rotary part, 0 where the first are.
         interleaved: 1 where neighbours are pairs, 0 where the first half meets the second.

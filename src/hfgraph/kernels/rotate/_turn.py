@@ -16,12 +16,13 @@ from torch import Tensor
 
 from hfgraph.kernels.floats import TYPES, narrow, rounded, widen
 from hfgraph.kernels.launch import Launch
-from hfgraph.kernels.rms_norm._rows import _rows, _scaled, _weights
+from hfgraph.kernels.rms_norm._rows import scaled
+from hfgraph.kernels.rows import moved, rows_of, vector
 from hfgraph.kernels.strides import Rows
 
 
 @triton.jit
-def _product(a, table, b, other, PRODUCT: tl.constexpr, SIGN: tl.constexpr):
+def _product(a, table, b, other, PRODUCT: tl.constexpr, SIGN):
     """``a * table + SIGN * b * other``, rounded after each operation."""
     return rounded(rounded(a * table, PRODUCT) + SIGN * rounded(b * other, PRODUCT), PRODUCT)
 
@@ -29,17 +30,17 @@ def _product(a, table, b, other, PRODUCT: tl.constexpr, SIGN: tl.constexpr):
 @triton.jit
 def _turn(
     x, out, weight, cos, sin, rows, width, start, pairs, size1, size2, x0, x1, x2, x_step, c0, c1, c2, c_step, s0, s1, s2, s_step, w_step, eps,
-    OFFSET: tl.constexpr, ROUND: tl.constexpr, WEIGHT: tl.constexpr, NORMED: tl.constexpr, OUT: tl.constexpr, HALF: tl.constexpr, PAIRS_IN: tl.constexpr,
-    PAIRS_OUT: tl.constexpr, REVERSE: tl.constexpr, COMPUTE: tl.constexpr, PRODUCT: tl.constexpr, ROTATED: tl.constexpr,
+    OFFSET: tl.constexpr, SCALE: tl.constexpr, ROUND: tl.constexpr, WEIGHT: tl.constexpr, NORMED: tl.constexpr, OUT: tl.constexpr, HALF: tl.constexpr,
+    PAIRS_IN: tl.constexpr, PAIRS_OUT: tl.constexpr, REVERSE: tl.constexpr, COMPUTE: tl.constexpr, PRODUCT: tl.constexpr, ROTATED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """Rows of one tensor: `pairs` pairs from `start` on turn, the others pass."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     pair, rest = tl.arange(0, BLOCK)[None, :], tl.arange(0, REST)[None, :]
     here, left = (row < rows) & (pair < pairs), (row < rows) & (rest < width - 2 * pairs)
-    x = _rows(x, row, size1, size2, x0, x1, x2)
-    cos = _rows(cos, row, size1, size2, c0, c1, c2)
-    sin = _rows(sin, row, size1, size2, s0, s1, s2)
+    x = rows_of(x, row, size1, size2, x0, x1, x2)
+    cos = rows_of(cos, row, size1, size2, c0, c1, c2)
+    sin = rows_of(sin, row, size1, size2, s0, s1, s2)
     a_at, b_at = start + (2 * pair if PAIRS_IN else pair), start + (2 * pair + 1 if PAIRS_IN else pair + pairs)
     a_out, b_out = (2 * pair if PAIRS_OUT else pair), (2 * pair + 1 if PAIRS_OUT else pair + pairs)
     r_at = tl.where(rest < start, rest, rest + 2 * pairs)
@@ -48,12 +49,12 @@ def _turn(
     r = widen(tl.load(x + r_at * x_step, mask=left, other=0.0))
     if weight is not None:
         squares = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1) + tl.sum(r * r, axis=1)
-        w = _weights(weight, tl.where(pair < pairs, a_at, width), width, w_step, WEIGHT, OFFSET)
-        a = rounded(_scaled(a, squares, w, width, eps, None, ROUND, NORMED), OUT)
-        w = _weights(weight, tl.where(pair < pairs, b_at, width), width, w_step, WEIGHT, OFFSET)
-        b = rounded(_scaled(b, squares, w, width, eps, None, ROUND, NORMED), OUT)
-        w = _weights(weight, r_at, width, w_step, WEIGHT, OFFSET)
-        r = rounded(_scaled(r, squares, w, width, eps, None, ROUND, NORMED), OUT)
+        w = moved(vector(weight, tl.where(pair < pairs, a_at, width), width, w_step), WEIGHT, OFFSET)
+        a = rounded(scaled(a, squares, w, width, eps, SCALE, ROUND, NORMED), OUT)
+        w = moved(vector(weight, tl.where(pair < pairs, b_at, width), width, w_step), WEIGHT, OFFSET)
+        b = rounded(scaled(b, squares, w, width, eps, SCALE, ROUND, NORMED), OUT)
+        w = moved(vector(weight, r_at, width, w_step), WEIGHT, OFFSET)
+        r = rounded(scaled(r, squares, w, width, eps, SCALE, ROUND, NORMED), OUT)
     a, b = rounded(a, COMPUTE), rounded(b, COMPUTE)
     cos_a = widen(tl.load(cos + (pair if HALF else a_out) * c_step, mask=here, other=0.0))
     sin_a = widen(tl.load(sin + (pair if HALF else a_out) * s_step, mask=here, other=0.0))
@@ -72,20 +73,21 @@ def turn(
     q, k, q_out, k_out, q_weight, k_weight, cos, sin, q_rows, k_rows, q_width, k_width, q_start, k_start, pairs,
     q_size1, q_size2, q0, q1, q2, q_step, qc0, qc1, qc2, qs0, qs1, qs2, k_size1, k_size2, k0, k1, k2, k_step, kc0, kc1, kc2, ks0, ks1, ks2,
     c_step, s_step, q_w_step, k_w_step, eps,
-    OFFSET: tl.constexpr, ROUND: tl.constexpr, WEIGHT: tl.constexpr, NORMED: tl.constexpr, OUT: tl.constexpr, HALF: tl.constexpr, PAIRS_IN: tl.constexpr,
-    PAIRS_OUT: tl.constexpr, REVERSE: tl.constexpr, COMPUTE: tl.constexpr, PRODUCT: tl.constexpr, ROTATED: tl.constexpr,
+    OFFSET: tl.constexpr, SCALE: tl.constexpr, ROUND: tl.constexpr, WEIGHT: tl.constexpr, NORMED: tl.constexpr, OUT: tl.constexpr, HALF: tl.constexpr,
+    PAIRS_IN: tl.constexpr, PAIRS_OUT: tl.constexpr, REVERSE: tl.constexpr, COMPUTE: tl.constexpr, PRODUCT: tl.constexpr, ROTATED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """Queries in the programs of the grid's first column, keys in those of the second; without keys there is one column."""
-    if k is None or tl.program_id(1) == 0:
-        _turn(q, q_out, q_weight, cos, sin, q_rows, q_width, q_start, pairs, q_size1, q_size2, q0, q1, q2, q_step, qc0, qc1, qc2, c_step, qs0, qs1, qs2,
-              s_step, q_w_step, eps, OFFSET, ROUND, WEIGHT, NORMED, OUT, HALF, PAIRS_IN, PAIRS_OUT, REVERSE, COMPUTE, PRODUCT, ROTATED, ROWS, BLOCK, REST)  # fmt: skip
-    else:
-        _turn(k, k_out, k_weight, cos, sin, k_rows, k_width, k_start, pairs, k_size1, k_size2, k0, k1, k2, k_step, kc0, kc1, kc2, c_step, ks0, ks1, ks2,
-              s_step, k_w_step, eps, OFFSET, ROUND, WEIGHT, NORMED, OUT, HALF, PAIRS_IN, PAIRS_OUT, REVERSE, COMPUTE, PRODUCT, ROTATED, ROWS, BLOCK, REST)  # fmt: skip
-
-
-MOST_PAIRS, MOST_REST = 512, 1024
+    if tl.program_id(1) == 0:
+        _turn(
+            q, q_out, q_weight, cos, sin, q_rows, q_width, q_start, pairs, q_size1, q_size2, q0, q1, q2, q_step, qc0, qc1, qc2, c_step, qs0, qs1, qs2, s_step,
+            q_w_step, eps, OFFSET, SCALE, ROUND, WEIGHT, NORMED, OUT, HALF, PAIRS_IN, PAIRS_OUT, REVERSE, COMPUTE, PRODUCT, ROTATED, ROWS, BLOCK, REST,
+        )  # fmt: skip
+    elif k is not None:
+        _turn(
+            k, k_out, k_weight, cos, sin, k_rows, k_width, k_start, pairs, k_size1, k_size2, k0, k1, k2, k_step, kc0, kc1, kc2, c_step, ks0, ks1, ks2, s_step,
+            k_w_step, eps, OFFSET, SCALE, ROUND, WEIGHT, NORMED, OUT, HALF, PAIRS_IN, PAIRS_OUT, REVERSE, COMPUTE, PRODUCT, ROTATED, ROWS, BLOCK, REST,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,21 +138,21 @@ def turned(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, how: Spelling,
     columns = triton.cdiv(max(arguments["q_rows"], arguments["k_rows"] if k is not None else 0), rows)
     if columns:
         assert max(o.numel() for o in outs) // min(o.shape[-1] for o in outs) < 2**31, "rows are numbered in 32 bits"
+        constants |= {"HALF": how.half, "PAIRS_IN": how.interleaved, "PAIRS_OUT": how.interleaved_out, "REVERSE": how.reverse}
+        constants |= {"COMPUTE": _type(how.compute_dtype), "PRODUCT": _type(product), "ROTATED": _type(rotated), "ROWS": rows, "BLOCK": block, "REST": beside}
         with torch.cuda.device_of(q):
-            turn[(columns, len(given))](
-                **arguments, **constants, HALF=how.half, PAIRS_IN=how.interleaved, PAIRS_OUT=how.interleaved_out, REVERSE=how.reverse,
-                COMPUTE=_type(how.compute_dtype), PRODUCT=_type(product), ROTATED=_type(rotated), ROWS=rows, BLOCK=block, REST=beside, **OPTIONS,
-            )  # fmt: skip
+            turn[(columns, len(given))](**arguments, **constants, **OPTIONS)
     return tuple(outs)
 
 
 # Without fusion products round where the reference rounds.
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 def rows_of(block: int, rest: int) -> int:
-    """Rows of a program: about a thousand elements to a tile. Not tuned: no timing has been taken on a GPU yet."""
-    return max(1, 1024 // max(block, rest))
+    """Rows of a program: 512 elements to a tile; twice as many spill registers where no step is one (seen in compiled code for
+    sm_90). Not tuned: no timing has been taken on a GPU yet."""
+    return max(1, 512 // max(block, rest))
 
 
 def _rows_of(name: str, x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, pairs: int, tail: int) -> dict[str, Any]:
@@ -167,10 +169,17 @@ def _rows_of(name: str, x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, pairs:
 def _norm_constants(q: Tensor, norm: Norm | None) -> tuple[torch.dtype, dict[str, Any]]:
     """The dtype that is rotated, and the norm's constants."""
     if norm is None:
-        return q.dtype, {"OFFSET": 0.0, "ROUND": None, "WEIGHT": None, "NORMED": None, "OUT": None}
+        return q.dtype, {"OFFSET": 0.0, "SCALE": None, "ROUND": None, "WEIGHT": None, "NORMED": None, "OUT": None}
     held = norm.weight_dtype or norm.q_weight.dtype
     product = torch.promote_types(norm.round_dtype or norm.compute_dtype or q.dtype, held)
-    constants = {"OFFSET": float(norm.offset), "ROUND": _type(norm.round_dtype), "WEIGHT": _type(held), "NORMED": _type(product), "OUT": _type(norm.out_dtype)}
+    constants = {
+        "OFFSET": float(norm.offset),
+        "SCALE": None,
+        "ROUND": _type(norm.round_dtype),
+        "WEIGHT": _type(held),
+        "NORMED": _type(product),
+        "OUT": _type(norm.out_dtype),
+    }
     return norm.out_dtype or product, constants
 
 
@@ -180,7 +189,7 @@ def _type(dtype: torch.dtype | None) -> tl.dtype | None:
 
 # --- launches, for tests that compile without a GPU ----------------------------------------------------
 
-_TILES = ((16, 1), (32, 1), (64, 1), (128, 1), (512, 1), (16, 64), (32, 128), (8, 16), (64, 1024))
+_TILES = ((16, 1), (64, 1), (512, 1), (32, 128), (64, 1024))
 
 
 def launches(keys: bool, norm: bool) -> tuple[Launch, ...]:
@@ -201,7 +210,7 @@ def _launch(
     pointers |= {"q_weight": dtype if norm else None, "k_weight": dtype if norm else None}
     ones = ("q_step", "k_step", "c_step", "s_step", "q_w_step", "k_w_step") if layout == "dense" else ()
     how = {"HALF": 0, "PAIRS_IN": 0, "PAIRS_OUT": 0, "REVERSE": 0, **(pairs or {})}
-    normed = {"OFFSET": 0.0, "ROUND": dtype if norm else None, "WEIGHT": dtype if norm else None, "NORMED": dtype if norm else None, "OUT": None}
+    normed = {"OFFSET": 0.0, "SCALE": None, "ROUND": dtype if norm else None, "WEIGHT": dtype if norm else None, "NORMED": dtype if norm else None, "OUT": None}
     wide = tl.float32 if tl.float32 in (dtype, table) else dtype
     constexprs: dict[str, Any] = {n: None for n, t in pointers.items() if t is None} | dict.fromkeys(ones, 1) | how | normed | {
         "COMPUTE": None, "PRODUCT": wide, "ROTATED": dtype, "ROWS": rows_of(block, rest), "BLOCK": block, "REST": rest,
