@@ -18,14 +18,14 @@ DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("no GPU; test_in_interpreter.py runs this file in the interpreter", allow_module_level=True)
 
-from kernel_cases import DTYPES, LAYOUTS, WIDTHS, arguments, layouts, settings  # noqa: E402
+from kernel_cases import APART, DTYPES, LAYOUTS, WIDTHS, arguments, layouts, settings  # noqa: E402
 from kernel_judge import check, outputs  # noqa: E402
 
 from hfgraph.graph.op import NAMESPACE, Op  # noqa: E402
 from hfgraph.kernels import all_ops  # noqa: E402
 
 pytestmark = pytest.mark.gpu
-OPS = {n: op for n, op in all_ops().items() if "triton" in op.implementations}
+OPS = {n: op for n, op in all_ops().items() if "triton" in op.implementations and n not in APART}
 CASES = [pytest.param(OPS[o], d, s, id=f"{o}-{d}-{s}") for o in OPS for d, t in DTYPES.items() for s in settings(OPS[o], t)]
 SIZES = {"B": 2, "T": 3}
 

@@ -15,7 +15,7 @@ def partial(
     q, k, v, mask, bias, segments, start, slopes, sums, stats, heads, group, queries, keys, offset, scale, masked,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, m_b, m_h, m_m, m_n, b_b, b_h, b_m, b_n, s_b, s_n,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, CHUNK: tl.constexpr, MASKED: tl.constexpr,
-    EVERY: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
+    EVERY: tl.constexpr, FAR: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of rows, as in `flash`, and part of the keys. The parts are cut from the keys that count, wherever these end."""
     tiles = tl.cdiv(queries * group, ROWS)
@@ -23,7 +23,7 @@ def partial(
     most, total, acc = attend(
         q, k, v, mask, bias, None, segments, start, slopes, heads, group, queries, keys, offset, scale, masked,
         q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, m_b, m_h, m_m, m_n, b_b, b_h, b_m, b_n, s_b, s_n, pair, tile, split,
-        WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, EVERY, SPLITS, ROWS, KEYS, BLOCK, V_BLOCK,
+        WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, EVERY, FAR, SPLITS, ROWS, KEYS, BLOCK, V_BLOCK,
     )  # fmt: skip
     row = tile * ROWS + tl.arange(0, ROWS)
     live = row < queries * group

@@ -10,11 +10,18 @@ from hfgraph.kernels.floats import narrow, widen
 
 
 @triton.jit
+def offsets(row, group, top, head_step, step, FAR: tl.constexpr):
+    """Where a tile's rows begin in a tensor of pairs, from its first head and the query `top` on: (R, 1), in 32 bits unless FAR."""
+    member, query = (row % group)[:, None], (row // group - top)[:, None]
+    return member.to(tl.int64) * head_step + query.to(tl.int64) * step if FAR else member * head_step + query * step
+
+
+@triton.jit
 def attend(
     q, k, v, mask, bias, sinks, segments, start, slopes, heads, group, queries, keys, offset, scale, masked,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, m_b, m_h, m_m, m_n, b_b, b_h, b_m, b_n, s_b, s_n, pair, tile, split,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, CHUNK: tl.constexpr, MASKED: tl.constexpr,
-    EVERY: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
+    EVERY: tl.constexpr, FAR: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Part `split` of SPLITS of the keys for one tile of one key head: `most`, `total` and `acc` as `sweep` gives them."""
     row = tile * ROWS + tl.arange(0, ROWS)
@@ -32,10 +39,13 @@ def attend(
     qs = operand(qs, k.dtype.element_ty)
     k += batch * k_b + kind.to(tl.int64) * k_h
     v += batch * v_b + kind.to(tl.int64) * v_h
+    top = tile * ROWS // group
+    m_rows = offsets(row, group, top, m_h, m_m, FAR)
+    b_rows = offsets(row, group, top, b_h, b_m, FAR)
     if mask is not None:
-        mask += batch * m_b + (h * m_h + at * m_m)
+        mask += batch * m_b + kind.to(tl.int64) * group * m_h + top.to(tl.int64) * m_m
     if bias is not None:
-        bias += batch * b_b + (h * b_h + at * b_m)
+        bias += batch * b_b + kind.to(tl.int64) * group * b_h + top.to(tl.int64) * b_m
     own = None
     if segments is not None:
         segments += batch * s_b
@@ -59,11 +69,11 @@ def attend(
     else:
         low, high = agreed(first, last, keys, begin, end, KEYS, LEFT, RIGHT, CHUNK)
         most, total, acc = sweep(
-            most, total, acc, low, high, low, low, qs, k, k_n, k_d, v, v_n, v_d, at + base, own, slope, mask, m_n, bias, b_n, segments, s_n, alive,
+            most, total, acc, low, high, low, low, qs, k, k_n, k_d, v, v_n, v_d, query[:, None] + base, own, slope, mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, alive,
             keys, scale, masked, WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, True, KEYS, BLOCK, V_BLOCK,
         )  # fmt: skip
     most, total, acc = sweep(
-        most, total, acc, begin, end, low, high, qs, k, k_n, k_d, v, v_n, v_d, at + base, own, slope, mask, m_n, bias, b_n, segments, s_n, alive,
+        most, total, acc, begin, end, low, high, qs, k, k_n, k_d, v, v_n, v_d, query[:, None] + base, own, slope, mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, alive,
         keys, scale, masked, WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, False, KEYS, BLOCK, V_BLOCK,
     )  # fmt: skip
     return most, total, acc
@@ -82,7 +92,7 @@ def flash(
     q, k, v, mask, bias, sinks, segments, start, slopes, out, heads, group, queries, keys, offset, scale, masked,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, m_b, m_h, m_m, m_n, b_b, b_h, b_m, b_n, s_b, s_n,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, CHUNK: tl.constexpr, MASKED: tl.constexpr,
-    EVERY: tl.constexpr, ZEROS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
+    EVERY: tl.constexpr, FAR: tl.constexpr, ZEROS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of ROWS rows (a query and one of the `group` heads of a key head) of each key head."""
     tiles = tl.cdiv(queries * group, ROWS)
@@ -91,7 +101,7 @@ def flash(
     most, total, acc = attend(
         q, k, v, mask, bias, sinks, segments, start, slopes, heads, group, queries, keys, offset, scale, masked,
         q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, m_b, m_h, m_m, m_n, b_b, b_h, b_m, b_n, s_b, s_n, pair, tile, 0,
-        WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, EVERY, 1, ROWS, KEYS, BLOCK, V_BLOCK,
+        WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, EVERY, FAR, 1, ROWS, KEYS, BLOCK, V_BLOCK,
     )  # fmt: skip
     row = tile * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, V_BLOCK)[None, :]

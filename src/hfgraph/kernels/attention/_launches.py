@@ -6,33 +6,43 @@ from typing import Any
 
 import triton.language as tl
 
-from hfgraph.kernels.attention._config import COLUMNS, CONFIGS, Config
+from hfgraph.kernels.attention._config import COLUMNS, CONFIGS, FEW, Config, block
 from hfgraph.kernels.attention._decode import gather, partial
 from hfgraph.kernels.attention._flash import flash
 from hfgraph.kernels.launch import Launch
 
-# Calls by name: tensors that are there (with their types, None for the queries' own), and constants that differ from those of plain attention.
-_PLAIN: dict[str, Any] = {"CAP": 0.0, "LEFT": -1, "RIGHT": -1, "CHUNK": 0, "MASKED": "out", "EVERY": False}
+_PLAIN: dict[str, Any] = {"CAP": 0.0, "LEFT": -1, "RIGHT": -1, "CHUNK": 0, "MASKED": "out", "EVERY": False, "FAR": False, "ZEROS": True, "SPLITS": 8}
+# Calls by name: tensors that are there (with their types, None for the queries' own), and constants that are not those of plain attention.
 CALLS: dict[str, tuple[dict[str, str | None], dict[str, Any]]] = {
     "causal": ({}, {"RIGHT": 0}),
-    "all": (
-        {"mask": "i8", "bias": None, "sinks": None, "segments": "i64", "start": "i64", "slopes": "fp32"},
-        {"CAP": 72.0, "LEFT": 4095, "RIGHT": 0, "CHUNK": 8192, "MASKED": "replaced", "EVERY": True},
+    "structured": ({"sinks": None, "start": "i64"}, {"CAP": 72.0, "LEFT": 4095, "RIGHT": 0, "CHUNK": 8192}),
+    "laden": (
+        {"mask": "i8", "bias": None, "segments": "i64", "slopes": "fp32"},
+        {"LEFT": 4095, "RIGHT": 0, "MASKED": "replaced", "EVERY": True, "ZEROS": False},
     ),
 }
 _FLOATS = ("scale", "masked")
 
 
 def launches() -> tuple[Launch, ...]:
-    """Each tile in both kernels, with little and with everything asked for; the gathering kernel with few and with many parts."""
+    """Each tile in both kernels with much asked for, the largest with little, too; the gathering kernel with few and with many parts."""
     found = []
     for config in CONFIGS:
-        for dtype in (tl.bfloat16, tl.float16) if config.size == 2 else (tl.float32,):
-            for call in CALLS:
-                found.append(_launch(config, flash, dtype, call))
-                if config.rows <= 64:
-                    found.append(_launch(config, partial, dtype, call))
-    return tuple(found)
+        dtype = tl.float32 if config.size == 4 else tl.bfloat16
+        call = "laden" if config.laden else "structured"
+        found.append(_launch(config, flash, dtype, call))
+        if config.rows <= FEW:
+            found.append(_launch(config, partial, dtype, call))
+        if not config.laden and config.rows > 16:
+            found += [_launch(config, flash, t, "causal") for t in ((dtype,) if config.size == 4 else (tl.bfloat16, tl.float16))]
+    return (*found, *(_gathering(splits, dtype, sinks) for splits in (2, 64) for dtype, sinks in ((tl.bfloat16, True), (tl.float32, False))))
+
+
+def _gathering(splits: int, dtype: tl.dtype, sinks: bool) -> Launch:
+    types = {"sums": "*fp32", "stats": "*fp32", "out": f"*{dtype}"} | ({"sinks": f"*{dtype}"} if sinks else {})
+    known: dict[str, Any] = {"V_WIDTH": 128, "ZEROS": True, "SPLITS": splits, "BLOCK": block(splits), "COLUMNS": COLUMNS} | ({} if sinks else {"sinks": None})
+    signature = {n: types.get(n, "i32") for n in gather.arg_names if n not in known}
+    return Launch(f"gather-{splits}-{dtype}-sinks_{sinks}", gather, signature, known, aligned=tuple(types))
 
 
 def _launch(config: Config, kernel: Any, dtype: tl.dtype, call: str) -> Launch:
@@ -42,7 +52,7 @@ def _launch(config: Config, kernel: Any, dtype: tl.dtype, call: str) -> Launch:
     types = {n: f"*{t or dtype}" for n, t in {**dict.fromkeys("qkv"), **there, "out": None}.items()} | {"sums": "*fp32", "stats": "*fp32"}
     known = {n: None for n in tensors if n not in types} | {"q_d": 1, "k_d": 1, "v_d": 1, "m_n": 1, "b_n": 1, "s_n": 1}
     known |= _PLAIN | constants | config.constants(config.width, config.width)
-    known |= {"WIDTH": config.width, "V_WIDTH": config.width, "ZEROS": True, "SPLITS": 8}
+    known |= {"WIDTH": config.width, "V_WIDTH": config.width}
     known = {n: v for n, v in known.items() if n in kernel.arg_names}
     signature = {n: types.get(n, "fp32" if n in _FLOATS else "i32") for n in kernel.arg_names if n not in known}
     aligned = tuple(n for n in signature if n in types or (len(n) == 3 and n[1] == "_" and n[0] in "qkv"))

@@ -105,17 +105,21 @@ def near(position, key, seen, LEFT: tl.constexpr, RIGHT: tl.constexpr, CHUNK: tl
 
 @triton.jit
 def score(
-    s, position, key, own, slope, mask, m_n, bias, b_n, segments, s_n, live, keys, masked, dtype: tl.constexpr, CAP: tl.constexpr,
+    s, position, first, own, slope, mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, live, keys, masked, dtype: tl.constexpr, CAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, CHUNK: tl.constexpr, MASKED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Products (R, K), scaled, with everything done to them; -inf where a key does not count. `mask` and `bias` point at rows (R, 1)."""
+    """Products (R, K), scaled, with everything done to them; -inf where a key does not count. `mask` and `bias` point at the
+    tile's first row; `m_rows` and `b_rows` (R, 1) are the offsets of all rows."""
     if CAP > 0:
         s = tanh(s) * CAP
+    column = tl.arange(0, s.shape[1])[None, :]
+    key = first + column
     inside = key < keys
     low = s + masked if MASKED == "added" else masked
     there = live if WHOLE else live & inside
     if bias is not None:
-        added = widen(tl.load(bias + key.to(tl.int64) * b_n, mask=there, other=0.0))
+        bias += first.to(tl.int64) * b_n
+        added = widen(tl.load(bias + (b_rows + column * b_n), mask=there, other=0.0))
         if slope is not None:
             added = rounded(added + rounded(slope * (key - (keys - 1)).to(tl.float32), dtype), bias.dtype.element_ty)
         s += added * LOG2E
@@ -125,9 +129,11 @@ def score(
     if not WHOLE:
         seen = near(position, key, seen & inside, LEFT, RIGHT, CHUNK)
     if mask is not None:
-        seen &= tl.load(mask + key.to(tl.int64) * m_n, mask=there, other=0) != 0
+        mask += first.to(tl.int64) * m_n
+        seen &= tl.load(mask + (m_rows + column * m_n), mask=there, other=0) != 0
     if segments is not None:
-        seen &= own == tl.load(segments + key.to(tl.int64) * s_n, mask=inside, other=0)
+        segments += first.to(tl.int64) * s_n
+        seen &= own == tl.load(segments + column * s_n, mask=inside, other=0)
     if MASKED == "out":
         s = tl.where(seen, s, float("-inf"))
     else:
@@ -139,7 +145,7 @@ def score(
 
 @triton.jit
 def sweep(
-    most, total, acc, begin, end, low, high, q, k, k_n, k_d, v, v_n, v_d, position, own, slope, mask, m_n, bias, b_n, segments, s_n, live,
+    most, total, acc, begin, end, low, high, q, k, k_n, k_d, v, v_n, v_d, position, own, slope, mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, live,
     keys, scale, masked, WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, CHUNK: tl.constexpr,
     MASKED: tl.constexpr, WHOLE: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -151,10 +157,9 @@ def sweep(
     dtype: tl.constexpr = k.dtype.element_ty
     for at in range(begin, end - (high - low), KEYS):
         first = at if WHOLE else tl.where(at < low, at, at + (high - low))
-        key = first + tl.arange(0, KEYS)[None, :]
         ks = operand(block(k, k_n, k_d, first, keys, WHOLE, WIDTH, KEYS, BLOCK), dtype)
         s = tl.dot(q, tl.trans(ks), input_precision="ieee") * scale
-        s = score(s, position, key, own, slope, mask, m_n, bias, b_n, segments, s_n, live, keys, masked, dtype, CAP, LEFT, RIGHT, CHUNK, MASKED, WHOLE)
+        s = score(s, position, first, own, slope, mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, live, keys, masked, dtype, CAP, LEFT, RIGHT, CHUNK, MASKED, WHOLE)
         higher = tl.maximum(most, tl.max(s, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: all weights become 0, not NaN
         weight = tl.exp2(s - base[:, None])

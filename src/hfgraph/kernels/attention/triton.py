@@ -116,8 +116,10 @@ def _small_steps(t: Tensor) -> Tensor:
 
 def _launch(tensors: dict[str, Any], sinks: Tensor | None, out: Tensor, numbers: dict[str, Any], constants: dict[str, Any]) -> None:
     pairs, rows = tensors["k"].shape[0] * tensors["k"].shape[1], numbers["group"] * numbers["queries"]
-    config = config_for(rows, max(constants["WIDTH"], constants["V_WIDTH"]), out.element_size())
-    given = tensors | numbers | _strides(tensors) | constants | config.constants(constants["WIDTH"], constants["V_WIDTH"])
+    laden = [t for t in (tensors["mask"], tensors["bias"]) if t is not None]
+    config = config_for(rows, max(constants["WIDTH"], constants["V_WIDTH"]), out.element_size(), bool(laden))
+    far = any(config.rows * (t.stride(1) + t.stride(2)) + config.keys * t.stride(3) >= 2**31 for t in laden)
+    given = tensors | numbers | _strides(tensors) | constants | config.constants(constants["WIDTH"], constants["V_WIDTH"]) | {"FAR": far}
     tiles = pairs * triton.cdiv(rows, config.rows)
     splits = parts(tiles, config, constants, numbers)
     if splits == 1:
