@@ -101,7 +101,7 @@ CASES: Mapping[str, Case] = {
             "mask": _mask(s, g), "bias": normal(g, *s.pairs(), dtype=t), "sinks": normal(g, s.heads, dtype=t), "segments": _segments(s, g),
             "start": torch.tensor(s.keys - s.queries - 4), "left": 60, "right": 1, "chunk": 128, "softcap": 5.0, "slopes": _slopes(s), "masked": -30.0,
         },
-        {"mask": None, "bias": None, "sinks": None, "segments": None, "left": 10, "right": 0, "chunk": 64, "softcap": 0.0, "masked": -1.0},
+        {"mask": None, "bias": None, "sinks": None, "segments": None, "left": 10, "right": 0, "chunk": 16, "softcap": 0.0, "masked": -1.0},
     ),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import triton
 
+FUSED = {"enable_fp_fusion": True}  # sums of products need no rounding in between
 COLUMNS = 64  # of a row, in one program of `gather`
 FEW = 64  # rows up to which the keys are split among programs
 PROGRAMS = 256  # one or two on each multiprocessor of a large GPU
@@ -29,16 +30,17 @@ class Config:
     rows: int
     keys: int
     num_warps: int
+    num_stages: int = 2
 
     @property
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": 2, "enable_fp_fusion": True}
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **FUSED}
 
     @property
     def name(self) -> str:
         return f"{self.rows}x{self.keys}x{self.width}-{8 * self.size}bits-{self.num_warps}warps{'-laden' if self.laden else ''}"
 
-    def constants(self, width: int, v_width: int) -> dict[str, int]:
+    def constants(self, width: int, v_width: int) -> dict[str, Any]:
         """The kernels' own, for heads of these widths."""
         return {"ROWS": self.rows, "KEYS": self.keys, "BLOCK": block(width), "V_BLOCK": block(v_width)}
 

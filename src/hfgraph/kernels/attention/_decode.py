@@ -35,7 +35,10 @@ def partial(
 
 
 @triton.jit(do_not_specialize=["queries"])
-def gather(sums, stats, sinks, out, heads, group, queries, V_WIDTH: tl.constexpr, ZEROS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+def gather(
+    sums, stats, sinks, out, heads, group, queries,
+    V_WIDTH: tl.constexpr, ZEROS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """One program per row and COLUMNS of its elements: weights of the parts that are relative to the largest score of all. SPLITS <= BLOCK."""
     row, pair = tl.program_id(0) % (queries * group), tl.program_id(0) // (queries * group)
     head = pair * group + row % group  # of all batches
@@ -44,15 +47,11 @@ def gather(sums, stats, sinks, out, heads, group, queries, V_WIDTH: tl.constexpr
     at = tl.program_id(0).to(tl.int64) * SPLITS + split
     most = tl.load(stats + 2 * at, mask=split < SPLITS, other=float("-inf"))
     total = tl.load(stats + 2 * at + 1, mask=split < SPLITS, other=0.0)
-    highest = tl.max(most, 0)
-    if sinks is not None:
-        sink = widen(tl.load(sinks + head % heads)) * LOG2E
-        highest = tl.maximum(highest, sink)
+    sink = float("-inf") if sinks is None else widen(tl.load(sinks + head % heads)) * LOG2E
+    highest = tl.maximum(tl.max(most, 0), sink)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     weight = tl.exp2(most - highest)
-    whole = tl.sum(total * weight, 0)
-    if sinks is not None:
-        whole += tl.exp2(sink - highest)
+    whole = tl.sum(total * weight, 0) + tl.exp2(sink - highest)
     part = tl.load(sums + at[:, None] * V_WIDTH + column[None, :], mask=(split[:, None] < SPLITS) & (column[None, :] < V_WIDTH), other=0.0)
     value = tl.sum(part * weight[:, None], 0) / share(whole, ZEROS)
     tl.store(out + (head.to(tl.int64) * queries + row // group) * V_WIDTH + column, narrow(value, out.dtype.element_ty), mask=column < V_WIDTH)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hfgraph.kernels.attention._tile import LOG2E, agreed, block, operand, sweep, visited
+from hfgraph.kernels.attention._tile import LOG2E, agreed, operand, sweep, visited
 from hfgraph.kernels.floats import narrow, widen
 
 
@@ -69,12 +69,14 @@ def attend(
     else:
         low, high = agreed(first, last, keys, begin, end, KEYS, LEFT, RIGHT, CHUNK)
         most, total, acc = sweep(
-            most, total, acc, low, high, low, low, qs, k, k_n, k_d, v, v_n, v_d, query[:, None] + base, own, slope, mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, alive,
-            keys, scale, masked, WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, True, KEYS, BLOCK, V_BLOCK,
+            most, total, acc, low, high, low, low, qs, k, k_n, k_d, v, v_n, v_d, query[:, None] + base, own, slope,
+            mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, alive, keys, scale, masked,
+            WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, tl.constexpr(True), KEYS, BLOCK, V_BLOCK,
         )  # fmt: skip
     most, total, acc = sweep(
-        most, total, acc, begin, end, low, high, qs, k, k_n, k_d, v, v_n, v_d, query[:, None] + base, own, slope, mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, alive,
-        keys, scale, masked, WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, False, KEYS, BLOCK, V_BLOCK,
+        most, total, acc, begin, end, low, high, qs, k, k_n, k_d, v, v_n, v_d, query[:, None] + base, own, slope,
+        mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, alive, keys, scale, masked,
+        WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, tl.constexpr(False), KEYS, BLOCK, V_BLOCK,
     )  # fmt: skip
     return most, total, acc
 
@@ -98,10 +100,10 @@ def flash(
     tiles = tl.cdiv(queries * group, ROWS)
     pair = tl.program_id(0) // tiles
     tile = tiles - 1 - tl.program_id(0) % tiles  # of causal queries the last have most to do
-    most, total, acc = attend(
+    _, total, acc = attend(
         q, k, v, mask, bias, sinks, segments, start, slopes, heads, group, queries, keys, offset, scale, masked,
         q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, m_b, m_h, m_m, m_n, b_b, b_h, b_m, b_n, s_b, s_n, pair, tile, 0,
-        WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, EVERY, FAR, 1, ROWS, KEYS, BLOCK, V_BLOCK,
+        WIDTH, V_WIDTH, CAP, LEFT, RIGHT, CHUNK, MASKED, EVERY, FAR, tl.constexpr(1), ROWS, KEYS, BLOCK, V_BLOCK,
     )  # fmt: skip
     row = tile * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, V_BLOCK)[None, :]

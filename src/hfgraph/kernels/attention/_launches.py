@@ -6,7 +6,7 @@ from typing import Any
 
 import triton.language as tl
 
-from hfgraph.kernels.attention._config import COLUMNS, CONFIGS, FEW, Config, block
+from hfgraph.kernels.attention._config import COLUMNS, CONFIGS, FEW, FUSED, Config, block
 from hfgraph.kernels.attention._decode import gather, partial
 from hfgraph.kernels.attention._flash import flash
 from hfgraph.kernels.launch import Launch
@@ -14,7 +14,7 @@ from hfgraph.kernels.launch import Launch
 _PLAIN: dict[str, Any] = {"CAP": 0.0, "LEFT": -1, "RIGHT": -1, "CHUNK": 0, "MASKED": "out", "EVERY": False, "FAR": False, "ZEROS": True, "SPLITS": 8}
 # Calls by name: tensors that are there (with their types, None for the queries' own), and constants that are not those of plain attention.
 CALLS: dict[str, tuple[dict[str, str | None], dict[str, Any]]] = {
-    "causal": ({}, {"RIGHT": 0}),
+    "causal": ({}, {"RIGHT": 0, "group": 1}),  # as many key heads as heads
     "structured": ({"sinks": None, "start": "i64"}, {"CAP": 72.0, "LEFT": 4095, "RIGHT": 0, "CHUNK": 8192}),
     "laden": (
         {"mask": "i8", "bias": None, "segments": "i64", "slopes": "fp32"},
@@ -42,7 +42,7 @@ def _gathering(splits: int, dtype: tl.dtype, sinks: bool) -> Launch:
     types = {"sums": "*fp32", "stats": "*fp32", "out": f"*{dtype}"} | ({"sinks": f"*{dtype}"} if sinks else {})
     known: dict[str, Any] = {"V_WIDTH": 128, "ZEROS": True, "SPLITS": splits, "BLOCK": block(splits), "COLUMNS": COLUMNS} | ({} if sinks else {"sinks": None})
     signature = {n: types.get(n, "i32") for n in gather.arg_names if n not in known}
-    return Launch(f"gather-{splits}-{dtype}-sinks_{sinks}", gather, signature, known, aligned=tuple(types))
+    return Launch(f"gather-{splits}-{dtype}-sinks_{sinks}", gather, signature, known, FUSED, tuple(types))
 
 
 def _launch(config: Config, kernel: Any, dtype: tl.dtype, call: str) -> Launch:

@@ -159,7 +159,10 @@ def sweep(
         first = at if WHOLE else tl.where(at < low, at, at + (high - low))
         ks = operand(block(k, k_n, k_d, first, keys, WHOLE, WIDTH, KEYS, BLOCK), dtype)
         s = tl.dot(q, tl.trans(ks), input_precision="ieee") * scale
-        s = score(s, position, first, own, slope, mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, live, keys, masked, dtype, CAP, LEFT, RIGHT, CHUNK, MASKED, WHOLE)
+        s = score(
+            s, position, first, own, slope, mask, m_rows, m_n, bias, b_rows, b_n, segments, s_n, live, keys, masked, dtype, CAP,
+            LEFT, RIGHT, CHUNK, MASKED, WHOLE,
+        )  # fmt: skip
         higher = tl.maximum(most, tl.max(s, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: all weights become 0, not NaN
         weight = tl.exp2(s - base[:, None])

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hfgraph.kernels.attention._config import COLUMNS, Config, block, config_for, parts
+from hfgraph.kernels.attention._config import COLUMNS, FUSED, block, config_for, parts
 from hfgraph.kernels.attention._decode import gather, partial
 from hfgraph.kernels.attention._flash import flash
 from hfgraph.kernels.attention._launches import launches
@@ -116,23 +116,23 @@ def _small_steps(t: Tensor) -> Tensor:
 
 def _launch(tensors: dict[str, Any], sinks: Tensor | None, out: Tensor, numbers: dict[str, Any], constants: dict[str, Any]) -> None:
     pairs, rows = tensors["k"].shape[0] * tensors["k"].shape[1], numbers["group"] * numbers["queries"]
+    width, v_width = constants["WIDTH"], constants["V_WIDTH"]
     laden = [t for t in (tensors["mask"], tensors["bias"]) if t is not None]
-    config = config_for(rows, max(constants["WIDTH"], constants["V_WIDTH"]), out.element_size(), bool(laden))
+    config = config_for(rows, max(width, v_width), out.element_size(), bool(laden))
     far = any(config.rows * (t.stride(1) + t.stride(2)) + config.keys * t.stride(3) >= 2**31 for t in laden)
-    given = tensors | numbers | _strides(tensors) | constants | config.constants(constants["WIDTH"], constants["V_WIDTH"]) | {"FAR": far}
+    given: dict[str, Any] = tensors | numbers | _strides(tensors) | constants | {"FAR": far} | config.constants(width, v_width)
     tiles = pairs * triton.cdiv(rows, config.rows)
     splits = parts(tiles, config, constants, numbers)
     if splits == 1:
         flash[(tiles,)](**given, sinks=sinks, out=out, **config.options)
         return
-    zeros = given.pop("ZEROS")
-    sums = torch.empty((pairs * rows, splits, constants["V_WIDTH"]), dtype=torch.float32, device=out.device)
+    end: dict[str, Any] = {"V_WIDTH": v_width, "ZEROS": given.pop("ZEROS"), "SPLITS": splits, "BLOCK": block(splits), "COLUMNS": COLUMNS, **FUSED}
+    sums = torch.empty((pairs * rows, splits, v_width), dtype=torch.float32, device=out.device)
     stats = torch.empty((pairs * rows, splits, 2), dtype=torch.float32, device=out.device)
-    partial[(tiles, splits)](**given, sums=sums, stats=stats, SPLITS=splits, **config.options)
-    gather[(pairs * rows, triton.cdiv(constants["V_WIDTH"], COLUMNS))](
-        sums, stats, sinks, out, numbers["heads"], numbers["group"], numbers["queries"],
-        V_WIDTH=constants["V_WIDTH"], ZEROS=zeros, SPLITS=splits, BLOCK=block(splits), COLUMNS=COLUMNS,
-    )  # fmt: skip
+    given |= {"sums": sums, "stats": stats, "SPLITS": splits}
+    partial[(tiles, splits)](**given, **config.options)
+    counts = (numbers["heads"], numbers["group"], numbers["queries"])
+    gather[(pairs * rows, triton.cdiv(v_width, COLUMNS))](sums, stats, sinks, out, *counts, **end)
 
 
 def _strides(tensors: dict[str, Any]) -> dict[str, int]:
