@@ -78,7 +78,8 @@ def needs(kernel: Any) -> Needs:
         # What the driver itself reserves (1 KiB from sm_90 on) is in SHARED too; Triton's number is what the kernel asks for.
         return Needs(spilled=_total(r"(?:STACK|LOCAL):(\d+)", usage), shared=kernel.metadata.shared)
     text = kernel.asm["amdgcn"]
-    spilled = _total(r"\.(?:vgpr_spill_count|sgpr_spill_count|private_segment_fixed_size):\s+(\d+)", text)
+    # Scalars without a register of their own go to lanes of vector registers (sgpr_spill_count); those that reach memory are in the segment.
+    spilled = _total(r"\.(?:vgpr_spill_count|private_segment_fixed_size):\s+(\d+)", text)
     return Needs(spilled=spilled, shared=max(kernel.metadata.shared, _total(r"\.group_segment_fixed_size:\s+(\d+)", text)))
 
 

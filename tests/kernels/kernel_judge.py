@@ -75,9 +75,30 @@ def _cancelled(op: Op, arguments: Mapping[str, Any]) -> Tensor:
     return UNITS[torch.float32] * largest * scale * weight
 
 
+def check_sums(op: Op, got: Tensor, arguments: Mapping[str, Any]) -> None:
+    """The same for a weighted sum that rounds at places of its own: as near to float64 as the reference is, on the whole and at worst.
+
+    Elements may differ from the reference's, as either may be the nearer one.
+    """
+    want, exact = op.reference(**arguments), op.reference(**{n: _double(a) for n, a in arguments.items()})
+    assert (got.dtype, got.shape) == (want.dtype, want.shape), f"{got.dtype} {tuple(got.shape)}, the reference's {want.dtype} {tuple(want.shape)}"
+    assert got.is_contiguous(), f"not contiguous: strides {got.stride()}"
+    assert torch.equal(got.isnan(), want.isnan()), f"NaN in {int(got.isnan().sum())} elements, in the reference in {int(want.isnan().sum())}"
+    numbers = ~want.isnan()
+    if not numbers.any():
+        return
+    errors, usual = ((t.double() - exact).abs()[numbers] for t in (got, want))
+    largest = want[numbers].double().abs().max()
+    # In float32 some units for another order; narrower, one rounding more of the largest element, half a unit.
+    slack = UNITS[torch.float32] * _unit(largest, torch.float32) if want.dtype is torch.float32 else _unit(largest, want.dtype) / 2
+    assert errors.max() <= 1.25 * usual.max() + slack, f"error to float64 {errors.max():.3g}, the reference's {usual.max():.3g}"
+    mean, usual_mean = errors.mean(), usual.mean()
+    assert mean <= 1.25 * usual_mean + slack / 8, f"mean error to float64 {mean:.3g}, the reference's {usual_mean:.3g}"
+
+
 def _double(argument: Any) -> Any:
     if isinstance(argument, Tensor):
-        return argument.double()
+        return argument.double() if argument.is_floating_point() else argument
     return torch.float64 if isinstance(argument, torch.dtype) else argument
 
 

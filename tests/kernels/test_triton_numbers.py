@@ -18,7 +18,7 @@ DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("no GPU; test_in_interpreter.py runs this file in the interpreter", allow_module_level=True)
 
-from kernel_cases import DTYPES, LAYOUTS, arguments, layouts, settings, widths  # noqa: E402
+from kernel_cases import APART, DTYPES, LAYOUTS, arguments, layouts, settings, widths  # noqa: E402
 from kernel_judge import check, outputs  # noqa: E402
 
 from hfgraph.graph.op import NAMESPACE, Op  # noqa: E402
@@ -26,7 +26,7 @@ from hfgraph.kernels import all_ops  # noqa: E402
 
 # The interpreter's NumPy says so where exp(-x) overflows, which gives the right sigmoid: 0.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")]
-OPS = {n: op for n, op in all_ops().items() if "triton" in op.implementations}
+OPS = {n: op for n, op in all_ops().items() if "triton" in op.implementations and n not in APART}
 CASES = [pytest.param(OPS[o], d, s, id=f"{o}-{d}-{s}") for o in OPS for d, t in DTYPES.items() for s in settings(OPS[o], t)]
 OF_ANY_WIDTH = [c for c in CASES if len(widths(c.values[0])) > 1]
 LAID_OUT = ("rounds_then_weight", "offset_in_single", "default", "halves", "neighbours", "last_tail")

@@ -134,7 +134,7 @@ def turned(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, how: Spelling,
         arguments |= weights | {"q_w_step": norm.q_weight.stride(0), "k_w_step": norm.k_weight.stride(0)}
     rest = max(x.shape[-1] for x in given) - 2 * pairs
     block, beside = triton.next_power_of_2(pairs), triton.next_power_of_2(max(rest, 1))
-    rows = rows_of(block, beside)
+    rows = rows_at_once(block, beside)
     columns = triton.cdiv(max(arguments["q_rows"], arguments["k_rows"] if k is not None else 0), rows)
     if columns:
         assert max(o.numel() for o in outs) // min(o.shape[-1] for o in outs) < 2**31, "rows are numbered in 32 bits"
@@ -149,7 +149,7 @@ def turned(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, how: Spelling,
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 
-def rows_of(block: int, rest: int) -> int:
+def rows_at_once(block: int, rest: int) -> int:
     """Rows of a program: 512 elements to a tile; twice as many spill registers where no step is one (seen in compiled code for
     sm_90). Not tuned: no timing has been taken on a GPU yet."""
     return max(1, 512 // max(block, rest))
@@ -213,7 +213,7 @@ def _launch(
     normed = {"OFFSET": 0.0, "SCALE": None, "ROUND": dtype if norm else None, "WEIGHT": dtype if norm else None, "NORMED": dtype if norm else None, "OUT": None}
     wide = tl.float32 if tl.float32 in (dtype, table) else dtype
     constexprs: dict[str, Any] = {n: None for n, t in pointers.items() if t is None} | dict.fromkeys(ones, 1) | how | normed | {
-        "COMPUTE": None, "PRODUCT": wide, "ROTATED": dtype, "ROWS": rows_of(block, rest), "BLOCK": block, "REST": rest,
+        "COMPUTE": None, "PRODUCT": wide, "ROTATED": dtype, "ROWS": rows_at_once(block, rest), "BLOCK": block, "REST": rest,
     }  # fmt: skip
     signature = {n: f"*{pointers[n]}" if n in pointers else "fp32" if n == "eps" else "i32" for n in turn.arg_names if n not in constexprs}
     aligned = tuple(n for n in signature if n not in ("q_rows", "k_rows", "eps", "pairs")) if layout == "dense" else ()
