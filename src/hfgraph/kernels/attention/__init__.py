@@ -12,6 +12,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 from hfgraph.graph.inputs import Inputs, Numbers, Scalar
 from hfgraph.graph.op import Cost, op
 from hfgraph.graph.values import same_size
+from hfgraph.kernels.attention.fits import fits_cpp
 from hfgraph.kernels.attention.masking import allowed_keys, is_causal
 
 
@@ -151,3 +152,6 @@ def _spelled(
     if allowed is not None and masked is None and sinks is None:
         weights = torch.where(allowed.any(-1, keepdim=True), weights, 0.0)
     return torch.matmul(weights if sinks is None else weights[..., :-1], v)
+
+
+attention.impl("cpp", device="cpu", load=".cpp", when=fits_cpp, native=True)
