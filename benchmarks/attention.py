@@ -29,7 +29,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from hfgraph.kernels import all_ops
 
-HEADS = {"9/3x64": (9, 3, 64), "16/4x64": (16, 4, 64), "32/8x128": (32, 8, 128)}
+HEADS = {"12/12x64": (12, 12, 64), "9/3x64": (9, 3, 64), "16/4x64": (16, 4, 64), "32/8x128": (32, 8, 128)}
 # Keys at which flex_attention takes part in decoding: each shape takes it some ten seconds to compile.
 FLEX_KEYS = 512
 
@@ -128,7 +128,8 @@ def candidates(shape: Shape, given: Mapping[str, Any], flex: bool) -> dict[str, 
 
 def wrong(run: Run, given: Mapping[str, Any]) -> str | None:
     """What is wrong with a candidate's result, in words: twice as far from float64 as what models write, or more."""
-    exact = repeated(**{n: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for n, a in given.items()})
+    widened: dict[str, Any] = {n: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for n, a in given.items()}
+    exact = repeated(**widened)
     error, usual = ((t.double() - exact).abs().max().item() for t in (run(), repeated(**given)))
     return None if error <= 2 * usual + 1e-6 else f"{error:.3g} from float64, `repeated` {usual:.3g}"
 

@@ -66,8 +66,8 @@ def _automatic(op: Op, node: Node, trained: bool) -> Implementation | None:
         return None
     device = _device(node)
     args, kwargs = _values(node)
-    fitting = (i for i in op.implementations.values() if i.auto and i.device == device and i.accepts(*args, **kwargs))
-    return next((i for i in fitting if i.problem() is None), None)
+    winning = (i for i in op.implementations.values() if i.device == device and i.wins(*args, **kwargs))
+    return next((i for i in winning if i.problem() is None), None)
 
 
 def _device(node: Node) -> str:

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from attending_cases import DTYPES, LAYOUTS, LOW, OP, SETTINGS, SIZES, Size, faults, made
 from torch import Tensor
 from torch._inductor import config
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import hfgraph
 from hfgraph.graph.op import NAMESPACE
 from hfgraph.kernels import native
+from hfgraph.lower import lower
 
 CPP = OP.implementations["cpp"]
 if (_problem := CPP.problem()) is not None:
@@ -193,6 +195,14 @@ def test_it_refuses(what: str) -> None:
     assert not CPP.accepts(**given)
 
 
+def test_sizes_that_only_the_run_knows_are_checked() -> None:
+    given = made(SIZES["decode"], torch.float32, "mask (B,1,1,K)")
+    for name, words in (("v", "there are 129 keys and 128 values"), ("mask", "mask has 128 where 129 are attended to")):
+        short = given[name].narrow(2 if name == "v" else 3, 0, 128)
+        with pytest.raises(RuntimeError, match=words):
+            KERNEL(**{**given, name: short})
+
+
 # --- in a graph ---------------------------------------------------------------------------------------
 
 
@@ -209,6 +219,49 @@ def test_it_is_lowered_to() -> None:
         assert torch.equal(got, KERNEL(**given, scale=8**-1.0) + 1)
 
 
+WINS: dict[str, tuple[bool, Size, torch.dtype]] = {
+    "a query, a cache": (True, Size(2, 9, 3, 1, 128, 64, 64), torch.bfloat16),
+    "float32": (True, Size(2, 9, 3, 1, 128, 64, 64), torch.float32),
+    "float32, a short cache": (False, Size(2, 9, 3, 1, 127, 64, 64), torch.float32),
+    "float32, no groups": (False, Size(2, 9, 9, 1, 512, 64, 64), torch.float32),
+    "more queries": (False, Size(2, 9, 3, 4, 512, 64, 64), torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("what", WINS)
+def test_it_is_picked_unasked_where_it_wins(what: str) -> None:
+    wins, size, dtype = WINS[what]
+    given = made(size, dtype, "nothing")
+    assert CPP.accepts(**given) and CPP.wins(**given) is wins
+    with torch.no_grad():
+        assert _lowered(given) == (1 if wins else 0)
+    assert _lowered({**given, "q": given["q"].requires_grad_()}) == 0, "in training the reference is differentiated and fused"
+
+
+def _lowered(given: dict[str, Any]) -> int:
+    """Calls of the kernel after lowering a graph of one call of the op."""
+    args = tuple(given[n] for n in ("q", "k", "v"))
+    gm = make_fx(lambda q, k, v: OP(q, k, v, scale=given["scale"]), pre_dispatch=True, tracing_mode="fake")(*args)
+    for node, arg in zip(gm.graph.find_nodes(op="placeholder"), args, strict=True):
+        node.meta["val"].requires_grad_(arg.requires_grad)
+    assert lower(gm, {}) == len(gm.graph.find_nodes(op="call_function", target=KERNEL))
+    return len(gm.graph.find_nodes(op="call_function", target=KERNEL))
+
+
+def test_with_a_growing_cache_nothing_is_fixed() -> None:
+    def attends(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True) + 1
+
+    compiled = torch.compile(attends, backend="hfgraph", options={"inductor": False, "strict": True, "kernels": {"attention": "cpp"}})
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for keys in (130, 131, 700):
+            given = made(Size(2, 9, 3, 1, keys, 64, 64), torch.bfloat16, "nothing")
+            for name in ("k", "v"):
+                torch._dynamo.mark_dynamic(given[name], 2)
+            got = compiled(given["q"], given["k"], given["v"])
+            assert torch.equal(got, KERNEL(**{**given, "scale": 0.125}) + 1)
+
+
 def test_without_a_compiler_it_is_refused_only_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfgraph.kernels.attention.cpp.problem", lambda: "there is no C++ compiler")
     given = made(SIZES["decode"], torch.bfloat16, "mask (B,1,1,K)")
@@ -217,7 +270,7 @@ def test_without_a_compiler_it_is_refused_only_where_asked_for(monkeypatch: pyte
     with torch.no_grad():
         assert torch.compile(_attends, backend="hfgraph", options=options)(*args).shape == (2, 9, 1, 64)
         torch._dynamo.reset()
-        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="KernelRefused: .* cannot run here: there is no C"):
+        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"KernelRefused: .* cannot run here: there is no C"):
             torch.compile(_attends, backend="hfgraph", options={**options, "kernels": {"attention": "cpp"}})(*args)
     with pytest.raises(RuntimeError, match="there is no C"):
         CPP.load()

@@ -41,7 +41,7 @@ class Implementation:
     """One kernel of an op.
 
     ``when(*args)`` says, from shapes, dtypes and scalars alone, whether it can take a call; ``auto`` whether the
-    lowering picks it unasked, which it may only where ``benchmarks/`` shows a gain over the inlined reference; ``native``
+    lowering picks it unasked, always or for some calls, which it may only where ``benchmarks/`` shows a gain over the inlined reference; ``native``
     whether its module loads a library, compiling it if need be, that registers the kernel itself.
     """
 
@@ -50,7 +50,7 @@ class Implementation:
     device: str
     module: str
     when: Callable[..., bool]
-    auto: bool
+    auto: bool | Callable[..., bool]
     target: torch._ops.OpOverload
     native: bool = False
 
@@ -62,6 +62,11 @@ class Implementation:
 
     def accepts(self, *args: Any, **kwargs: Any) -> bool:
         return bool(self.when(*args, **kwargs))
+
+    def wins(self, *args: Any, **kwargs: Any) -> bool:
+        """It takes the call, and the lowering should pick it unasked."""
+        auto = self.auto(*args, **kwargs) if callable(self.auto) else self.auto
+        return auto and self.accepts(*args, **kwargs)
 
     def problem(self) -> str | None:
         """Why it cannot run on this machine, in words; None where it can. The first time, a native one is compiled."""
@@ -94,7 +99,7 @@ class Op:
         bound.apply_defaults()
         return dict(bound.arguments)
 
-    def impl(self, name: str, *, device: str, load: str, when: Callable[..., bool], auto: bool = False, native: bool = False) -> None:
+    def impl(self, name: str, *, device: str, load: str, when: Callable[..., bool], auto: bool | Callable[..., bool] = False, native: bool = False) -> None:
         """Attach a kernel. ``load`` is a module relative to the op's package that defines a function named after the op.
 
         A native one also defines ``problem()``, which loads a library that registers the kernel for the operator named

@@ -12,7 +12,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 from hfgraph.graph.inputs import Inputs, Numbers, Scalar
 from hfgraph.graph.op import Cost, op
 from hfgraph.graph.values import same_size
-from hfgraph.kernels.attention.fits import fits_cpp
+from hfgraph.kernels.attention.fits import cpp_wins, fits_cpp
 from hfgraph.kernels.attention.masking import allowed_keys, is_causal
 
 
@@ -154,4 +154,4 @@ def _spelled(
     return torch.matmul(weights if sinks is None else weights[..., :-1], v)
 
 
-attention.impl("cpp", device="cpu", load=".cpp", when=fits_cpp, native=True)
+attention.impl("cpp", device="cpu", load=".cpp", when=fits_cpp, auto=cpp_wins, native=True)

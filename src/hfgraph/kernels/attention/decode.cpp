@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
 
@@ -14,15 +15,17 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 
-// Strides over (batch, head, query, key) of a tensor that is broadcast to them from the right.
+// Strides over (batch, head, query, key) of a tensor that is broadcast to their sizes from the right.
 template <class T>
-attention::View<T> broadcast(const Maybe& given) {
+attention::View<T> broadcast(const Maybe& given, const char* name, const int64_t (&sizes)[4]) {
   attention::View<T> view;
   if (!given) return view;
   view.data = static_cast<const T*>(given->const_data_ptr());
   int64_t* strides[4] = {&view.batch, &view.head, &view.query, &view.key};
-  for (int64_t d = 0; d < given->dim(); d++)
-    if (given->size(d) != 1) *strides[4 - given->dim() + d] = given->stride(d);
+  for (int64_t d = 0, to = 4 - given->dim(); to < 4; d++, to++) {
+    STD_TORCH_CHECK(given->size(d) == 1 || given->size(d) == sizes[to], name, " has ", given->size(d), " where ", sizes[to], " are attended to");
+    if (given->size(d) != 1) *strides[to] = given->stride(d);
+  }
   return view;
 }
 
@@ -55,15 +58,17 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Maybe& ma
               const std::optional<std::vector<double>>& slopes, std::optional<double> masked) {
   Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2), v.size(3)});
   if (out.numel() == 0) return out;
+  const int64_t sizes[4] = {q.size(0), q.size(1), q.size(2), k.size(2)};
+  STD_TORCH_CHECK(v.size(2) == sizes[3], "there are ", sizes[3], " keys and ", v.size(2), " values");
   const int64_t first = start ? number(*start) : offset ? *offset : k.size(2) - q.size(2);
   std::vector<float> slope;
   if (slopes) slope.assign(slopes->begin(), slopes->end());
   const float low = masked ? lanes::widen(lanes::narrow<T>(float(*masked))) : attention::kNone;
   const T* sink = sinks ? static_cast<const T*>(sinks->const_data_ptr()) : nullptr;
-  run<T>({q.size(0), q.size(1), k.size(1), q.size(2), k.size(2), q.size(3), v.size(3),
-          rows<T>(q, false), rows<T>(k, true), rows<T>(v, true), broadcast<T>(bias), broadcast<bool>(mask),
+  run<T>({sizes[0], sizes[1], k.size(1), sizes[2], sizes[3], q.size(3), v.size(3),
+          rows<T>(q, false), rows<T>(k, true), rows<T>(v, true), broadcast<T>(bias, "bias", sizes), broadcast<bool>(mask, "mask", sizes),
           sink, sinks ? sinks->stride(0) : 0, slope, float(scale), float(softcap), low, first, left, right, chunk,
-          static_cast<T*>(out.mutable_data_ptr())}, q.size(0) * q.size(1) * q.size(2) * k.size(2));
+          static_cast<T*>(out.mutable_data_ptr())}, sizes[0] * sizes[1] * sizes[2] * sizes[3]);
   return out;
 }
 
