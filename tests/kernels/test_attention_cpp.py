@@ -74,6 +74,13 @@ def test_masks_in_any_memory(dtype: torch.dtype) -> None:
             assert not faults(KERNEL(**{**given, name: laid}), {**given, name: laid}), name
 
 
+def test_a_mask_may_hold_any_bytes() -> None:
+    given = made(SIZES["decode"], torch.float32, "mask (B,1,1,K)")
+    given["bias"] = torch.randn(2, 1, 1, 129)
+    bytes_ = torch.where(given["mask"], torch.randint(1, 256, given["mask"].shape), 0).to(torch.uint8)
+    assert torch.equal(KERNEL(**{**given, "mask": bytes_.view(torch.bool)}), KERNEL(**given))
+
+
 @every_dtype
 def test_nothing_to_do(dtype: torch.dtype) -> None:
     for change in ({"batch": 0}, {"keys": 0}, {"value_width": 0}):

@@ -57,4 +57,4 @@ def _built(source: Path) -> str:
 
 def _processor() -> str:
     """What `-march=native` stands for: a cache folder may be shared by unlike machines."""
-    return repr(sorted(torch.cpu.get_capabilities().items()))
+    return repr(getattr(torch.cpu, "get_capabilities", torch.backends.cpu.get_cpu_capability)())

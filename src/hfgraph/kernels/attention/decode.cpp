@@ -66,7 +66,7 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Maybe& ma
   const float low = masked ? lanes::widen(lanes::narrow<T>(float(*masked))) : attention::kNone;
   const T* sink = sinks ? static_cast<const T*>(sinks->const_data_ptr()) : nullptr;
   run<T>({sizes[0], sizes[1], k.size(1), sizes[2], sizes[3], q.size(3), v.size(3),
-          rows<T>(q, false), rows<T>(k, true), rows<T>(v, true), broadcast<T>(bias, "bias", sizes), broadcast<bool>(mask, "mask", sizes),
+          rows<T>(q, false), rows<T>(k, true), rows<T>(v, true), broadcast<T>(bias, "bias", sizes), broadcast<uint8_t>(mask, "mask", sizes),
           sink, sinks ? sinks->stride(0) : 0, slope, float(scale), float(softcap), low, first, left, right, chunk,
           static_cast<T*>(out.mutable_data_ptr())}, sizes[0] * sizes[1] * sizes[2] * sizes[3]);
   return out;

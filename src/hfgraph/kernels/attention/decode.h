@@ -34,7 +34,7 @@ template <class T>
 struct Call {
   int64_t batches, heads, groups, queries, keys, width, value_width;
   View<T> q, k, v, bias;
-  View<bool> mask;
+  View<uint8_t> mask;  // not zero: attended to
   const T* sinks;
   int64_t sinks_step;
   std::vector<float> slopes;
@@ -91,15 +91,16 @@ void allow(const Call<T>& c, int64_t b, int64_t h, int64_t i, int64_t from, int6
   std::memset(ok, 0, n);
   std::memset(ok + lo, 1, hi - lo);
   if (c.mask) {
-    const bool* row = c.mask.at(b, h, i) + from * c.mask.key;
+    const uint8_t* row = c.mask.at(b, h, i) + from * c.mask.key;
     if (c.mask.key == 1)
       std::memcpy(ok + lo, row + lo, hi - lo);
     else
-      for (int64_t j = lo; j < hi; j++) ok[j] = row[j * c.mask.key];
+      for (int64_t j = lo; j < hi; j++) ok[j] = row[j * c.mask.key] != 0;
   }
   if (c.bias && !c.bias.head) {
     const T* row = c.bias.at(b, h, i) + from * c.bias.key;
-    for (int64_t j = lo; j < hi; j++) ok[j] &= !(widen(row[j * c.bias.key]) <= kLow);
+    for (int64_t j = lo; j < hi; j++)
+      if (widen(row[j * c.bias.key]) <= kLow) ok[j] = 0;
   }
 }
 
@@ -118,7 +119,7 @@ void count(const Call<T>& c, int64_t b, int64_t g, int64_t from, int64_t to, Cou
   out.differs = false;
   for (int64_t j = 0; j < n; j++) {  // without a branch
     out.index[out.found] = int32_t(from + j);
-    out.found += any[j];
+    out.found += any[j] != 0;
   }
   for (int64_t r = 0; r < rows && rows > 1; r++) out.differs |= std::memcmp(any, &out.each[r * kBlock], n) != 0;
   for (int64_t t = out.found; out.found && t % 16; t++) out.index[t] = out.index[out.found - 1];
