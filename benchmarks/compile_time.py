@@ -1,6 +1,6 @@
 """Where compile time goes: Dynamo, hfgraph's retrace, its pipeline, Inductor. Fresh process and caches for each sample.
 
-    python benchmarks/compile_time.py --layers 4 24 --repeats 3 --json benchmarks/results/compile-time-cpu.json
+python benchmarks/compile_time.py --layers 4 24 --repeats 3 --json benchmarks/results/compile-time-cpu.json
 """
 
 from __future__ import annotations

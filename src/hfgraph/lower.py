@@ -58,6 +58,8 @@ def _asked_for(op: Op, node: Node, name: str) -> Implementation | None:
     if not implementation.accepts(*args, **kwargs):
         shapes = ", ".join(f"{tuple(a.shape)} {a.dtype}" for a in args if isinstance(a, Tensor))
         raise KernelRefused(op.name, name, f"it does not take these arguments ({shapes})")
+    if (problem := implementation.problem()) is not None:
+        raise KernelRefused(op.name, name, problem)
     return implementation
 
 
@@ -66,7 +68,8 @@ def _automatic(op: Op, node: Node, trained: bool) -> Implementation | None:
         return None
     device = _device(node)
     args, kwargs = _values(node)
-    return next((i for i in op.implementations.values() if i.auto and i.device == device and i.accepts(*args, **kwargs)), None)
+    winning = (i for i in op.implementations.values() if i.device == device and i.wins(*args, **kwargs))
+    return next((i for i in winning if i.problem() is None), None)
 
 
 def _device(node: Node) -> str:

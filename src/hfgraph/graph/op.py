@@ -41,7 +41,8 @@ class Implementation:
     """One kernel of an op.
 
     ``when(*args)`` says, from shapes, dtypes and scalars alone, whether it can take a call; ``auto`` whether the
-    lowering picks it unasked, which it may only where ``benchmarks/`` shows a gain over the inlined reference.
+    lowering picks it unasked, always or for some calls, which it may only where ``benchmarks/`` shows a gain over the inlined reference; ``native``
+    whether its module loads a library, compiling it if need be, that registers the kernel itself.
     """
 
     op: str
@@ -49,15 +50,27 @@ class Implementation:
     device: str
     module: str
     when: Callable[..., bool]
-    auto: bool
+    auto: bool | Callable[..., bool]
     target: torch._ops.OpOverload
+    native: bool = False
 
     def load(self) -> Callable[..., Any]:
-        """Import the kernel's module (triton, a compiler) and return its function, named after the op."""
+        """Import the kernel's module (triton, a compiler) and return its function, named after the op. Raises what keeps it from that."""
+        if (problem := self.problem()) is not None:
+            raise RuntimeError(problem)
         return getattr(importlib.import_module(self.module), self.op)
 
     def accepts(self, *args: Any, **kwargs: Any) -> bool:
         return bool(self.when(*args, **kwargs))
+
+    def wins(self, *args: Any, **kwargs: Any) -> bool:
+        """It takes the call, and the lowering should pick it unasked."""
+        auto = self.auto(*args, **kwargs) if callable(self.auto) else self.auto
+        return auto and self.accepts(*args, **kwargs)
+
+    def problem(self) -> str | None:
+        """Why it cannot run on this machine, in words; None where it can. The first time, a native one is compiled."""
+        return importlib.import_module(self.module).problem() if self.native else None
 
 
 @dataclass(eq=False)
@@ -87,16 +100,21 @@ class Op:
         bound.apply_defaults()
         return dict(bound.arguments)
 
-    def impl(self, name: str, *, device: str, load: str, when: Callable[..., bool], auto: bool = False) -> None:
-        """Attach a kernel. ``load`` is a module relative to the op's package that defines a function named after the op."""
+    def impl(self, name: str, *, device: str, load: str, when: Callable[..., bool], auto: bool | Callable[..., bool] = False, native: bool = False) -> None:
+        """Attach a kernel. ``load`` is a module relative to the op's package that defines a function named after the op.
+
+        A native one also defines ``problem()``, which loads a library that registers the kernel for the operator named
+        ``OP__NAME`` and ``device``, and returns None, or says in words why it cannot.
+        """
         if name in self.implementations or name == "reference":
             raise InvalidOp(f"op {self.name!r} already has an implementation {name!r}; give the new one another name.")
         if device not in _DISPATCH:
             raise InvalidOp(f"implementation {name!r} of op {self.name!r} is for device {device!r}; expected one of {', '.join(_DISPATCH)}.")
         module = self.reference.__module__ + load
         kernel_name = f"{self.name}__{name}"
-        target = _register_opaque(kernel_name, self, device, module)
-        self.implementations[name] = Implementation(self.name, name, device, module, when, auto, target)
+        # A library's kernel is for the device, and goes before one for all devices, which loads it when called too early.
+        target = _register_opaque(kernel_name, self, "CompositeExplicitAutograd" if native else _DISPATCH[device], module)
+        self.implementations[name] = Implementation(self.name, name, device, module, when, auto, target, native)
 
 
 def op(
@@ -135,8 +153,8 @@ def op(
     return register
 
 
-def _register_opaque(name: str, owner: Op, device: str, module: str) -> torch._ops.OpOverload:
-    """An opaque operator with the op's schema: kernel on `device`, the reference for fakes and for gradients."""
+def _register_opaque(name: str, owner: Op, key: str, module: str) -> torch._ops.OpOverload:
+    """An opaque operator with the op's schema: kernel for a dispatch key, the reference for fakes and for gradients."""
     schema = torch.library.infer_schema(owner.reference, mutates_args=())
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     qualified = f"{NAMESPACE}::{name}"
@@ -144,7 +162,7 @@ def _register_opaque(name: str, owner: Op, device: str, module: str) -> torch._o
     def kernel(*args: Any, **kwargs: Any) -> Any:
         return getattr(importlib.import_module(module), owner.name)(*args, **kwargs)
 
-    _LIBRARY.impl(name, kernel, _DISPATCH[device])
+    _LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(qualified, _contiguous_fake(owner.reference), lib=_LIBRARY)
     setup, backward = _recompute_gradient(owner)
     torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_LIBRARY)

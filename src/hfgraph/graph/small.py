@@ -47,7 +47,7 @@ class Sizes:
         """The small size in place of a size or a symbol."""
         if isinstance(size, SymInt):
             return int(size.node.expr.subs(self._of_symbols))
-        return int(self._of_numbers.get(size, size))
+        return self._of_numbers[size] if size in self._of_numbers else int(size)
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """The small shape of a node's value."""

@@ -12,6 +12,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 from hfgraph.graph.inputs import Inputs, Numbers, Scalar
 from hfgraph.graph.op import Cost, op
 from hfgraph.graph.values import same_size
+from hfgraph.kernels.attention.fits import cpp_wins, fits_cpp
 from hfgraph.kernels.attention.masking import allowed_keys, is_causal, is_full
 
 
@@ -245,3 +246,4 @@ def _fits_triton(
 
 
 attention.impl("triton", device="cuda", load=".triton", when=_fits_triton)
+attention.impl("cpp", device="cpu", load=".cpp", when=fits_cpp, auto=cpp_wins, native=True)
