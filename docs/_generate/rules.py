@@ -9,7 +9,7 @@ from typing import Any
 
 from _generate.registry import Registry, defined, made, taken
 from _generate.text import body, breakable, code, docstring, module_of, page, sentence, source, source_link, source_page, table
-from hfgraph.graph.inputs import Choice, Dims, Dtype, Inputs, Scalar, Switch
+from hfgraph.graph.inputs import Choice, Dims, Dtype, Inputs, Numbers, Scalar, Switch
 from hfgraph.graph.op import Op
 from hfgraph.graph.recogniser import Example, Recogniser
 from hfgraph.graph.rule import Rule
@@ -117,13 +117,18 @@ def inputs_table(inputs: Inputs) -> str:
     return table(("parameter", "what it is"), [(f"`{name}`", in_words(a)) for name, a in inputs.items()])
 
 
-def in_words(argument: Dims | Scalar | Dtype | Choice) -> str:
+_KINDS = {"float": "a tensor", "bool": "a tensor of truth values", "int": "a tensor of whole numbers"}
+
+
+def in_words(argument: Dims | Scalar | Numbers | Dtype | Choice) -> str:
     """What an argument may be."""
     match argument:
         case Dims():
             names = ("...", *argument.names[2:]) if argument.any_rank else argument.names
             shape = f"`({', '.join(names)}{',' if len(names) == 1 else ''})`"
-            words = f"a tensor {shape}" + (", of any rank" if argument.any_rank else "")
+            words = f"{_KINDS[argument.kind]} {shape}" + (", of any rank" if argument.any_rank else "")
+        case Numbers():
+            words = "a list of numbers"
         case Switch():
             words = "0 or 1"
         case Scalar():
