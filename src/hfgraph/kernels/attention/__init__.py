@@ -69,7 +69,7 @@ def attention(
     slopes: list[float] | None = None,
     masked: float | None = None,
 ) -> Tensor:
-    """``softmax(softcap(q k^T * scale) + bias) v`` over the keys that each query may attend to (Vaswani et al., 2017, arXiv:1706.03762).
+    """``softmax(softcap(scale * (q @ k^T)) + bias) @ v`` over the keys that each query may attend to (Vaswani et al., 2017, arXiv:1706.03762).
 
     Query i stands at position p = i + K - Q, or i + `offset`, or i + `start`; key j at position j. It may attend to j if
     ``p - left <= j <= p + right`` (negative: unbounded), if both lie in the same chunk and the same segment, and if `mask` allows it.
