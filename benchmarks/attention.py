@@ -187,11 +187,13 @@ def main() -> None:
     where = {**machine("cpu"), "clock": "CPU time" if chosen.busy else "wall"}
     show(f"attention on {where['device']}, {where['threads']} threads, torch {where['torch']}", found, Console())
     if chosen.json:
-        chosen.json.write_text(json.dumps({"machine": where, "op": "attention", "rows": [{**asdict(r.shape), **_numbers(r)} for r in found]}, indent=1) + "\n")
+        chosen.json.write_text(_text(where, found))
 
 
-def _numbers(row: Row) -> dict[str, Any]:
-    return {n: v for n, v in asdict(row).items() if n != "shape"}
+def _text(where: Mapping[str, Any], found: list[Row]) -> str:
+    """As JSON, a line for each row."""
+    rows = ",\n  ".join(json.dumps({**asdict(r.shape), **{n: v for n, v in asdict(r).items() if n != "shape"}}) for r in found)
+    return f'{{"machine": {json.dumps(where)},\n "op": "attention",\n "rows": [\n  {rows}\n ]}}\n'
 
 
 if __name__ == "__main__":

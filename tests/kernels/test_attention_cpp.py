@@ -280,7 +280,7 @@ def test_without_a_compiler_it_is_refused_only_where_asked_for(monkeypatch: pyte
         with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"KernelRefused: .* cannot run here: there is no C"):
             torch.compile(_attends, backend="hfgraph", options={**options, "kernels": {"attention": "cpp"}})(*args)
     with pytest.raises(RuntimeError, match="there is no C"):
-        CPP.load()
+        CPP.load()(**given)
 
 
 # --- building -----------------------------------------------------------------------------------------

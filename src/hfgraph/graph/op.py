@@ -55,9 +55,7 @@ class Implementation:
     native: bool = False
 
     def load(self) -> Callable[..., Any]:
-        """Import the kernel's module (triton, a compiler) and return its function, named after the op. Raises what keeps it from that."""
-        if (problem := self.problem()) is not None:
-            raise RuntimeError(problem)
+        """Import the kernel's module (triton, a compiler) and return its function, named after the op."""
         return getattr(importlib.import_module(self.module), self.op)
 
     def accepts(self, *args: Any, **kwargs: Any) -> bool:
