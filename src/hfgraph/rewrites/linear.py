@@ -18,7 +18,7 @@ aten = torch.ops.aten
 MOVES = frozenset(
     {aten.slice.Tensor, aten.select.int, aten.reshape.default, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default,
      aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, operator.getitem, aten.flatten.using_ints, aten.unflatten.int,
-     aten.to.dtype, aten.view_as_complex.default, aten.view_as_real.default}
+     aten.reshape_as.default, aten.view_as.default, aten.to.dtype, aten.view_as_complex.default, aten.view_as_real.default}
 )  # fmt: skip
 _JOINS = frozenset({aten.cat.default, aten.stack.default})
 LINEAR = MOVES | _JOINS | {aten.neg.default, aten.clone.default, aten.contiguous.default}
