@@ -211,6 +211,20 @@ def _spelled(
     return torch.matmul(weights if sinks is None else weights[..., :-1], v)
 
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _heads_fit(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Heads of at most 256, known like their number, in one float dtype up to 32 bits."""
+    if q.ndim < 3 or not q.ndim == k.ndim == v.ndim or not q.dtype == k.dtype == v.dtype or q.dtype not in _FLOATS:
+        return False
+    sizes = (q.shape[-1], v.shape[-1], q.shape[-3], k.shape[-3])
+    if not all(isinstance(s, int) and s > 0 for s in sizes) or not same_size(q.shape[-1], k.shape[-1]) or not same_size(k.shape[-3], v.shape[-3]):
+        return False
+    width, v_width, heads, groups = sizes
+    return max(width, v_width) <= 256 and (heads % groups == 0 if q.ndim > 3 else heads == groups)
+
+
 def _fits_triton(
     q: Tensor,
     k: Tensor,
@@ -229,20 +243,12 @@ def _fits_triton(
     slopes: list[float] | None = None,
     masked: float | None = None,
 ) -> bool:
-    """Heads of at most 256, known like their number; one float dtype up to 32 bits for q, k and v."""
+    """Tensors beside q, k and v, in the dtypes that say what they are, of no more dims."""
     del scale, left, right, chunk, offset, softcap, masked
-    if q.ndim < 3 or not q.ndim == k.ndim == v.ndim or not q.dtype == k.dtype == v.dtype:
-        return False
-    floats = (torch.float32, torch.float16, torch.bfloat16)
-    sizes = (q.shape[-1], v.shape[-1], q.shape[-3], k.shape[-3])
-    if not all(isinstance(s, int) and s > 0 for s in sizes) or not same_size(q.shape[-1], k.shape[-1]) or not same_size(k.shape[-3], v.shape[-3]):
-        return False
-    width, v_width, heads, groups = sizes
-    shared = heads % groups == 0 if q.ndim > 3 else heads == groups
     pairs = all(t is None or t.ndim <= q.ndim for t in (mask, bias)) and (mask is None or mask.dtype is torch.bool)
     marked = (segments is None or (q.ndim == 4 and not segments.is_floating_point())) and (start is None or not start.is_floating_point())
-    weighed = all(t is None or t.dtype in floats for t in (bias, sinks)) and len(slopes or ()) in (0, heads)
-    return q.dtype in floats and max(width, v_width) <= 256 and shared and pairs and marked and weighed
+    weighed = all(t is None or t.dtype in _FLOATS for t in (bias, sinks)) and len(slopes or ()) in (0, q.shape[-3] if q.ndim > 2 else 0)
+    return _heads_fit(q, k, v) and pairs and marked and weighed
 
 
 attention.impl("triton", device="cuda", load=".triton", when=_fits_triton)

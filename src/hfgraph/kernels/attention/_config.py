@@ -59,8 +59,7 @@ CONFIGS = (
     Config(2, 128, True, 32, 32, 8),
     Config(2, 256, False, 16, 32, 4),
     Config(2, 256, False, 64, 32, 8),
-    Config(2, 256, True, 16, 32, 4),
-    Config(2, 256, True, 32, 16, 8),
+    Config(2, 256, True, 16, 16, 4),
     Config(4, 64, False, 16, 32, 4),
     Config(4, 64, False, 64, 32, 8),
     Config(4, 64, True, 16, 32, 4),
@@ -68,9 +67,7 @@ CONFIGS = (
     Config(4, 128, False, 16, 16, 4),
     Config(4, 128, False, 32, 32, 8),
     Config(4, 128, True, 16, 16, 4),
-    Config(4, 256, False, 16, 16, 4),
     Config(4, 256, False, 32, 16, 8),
-    Config(4, 256, True, 16, 16, 4),
     Config(4, 256, True, 32, 16, 8),
 )
 
