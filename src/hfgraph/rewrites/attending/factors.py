@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from hfgraph.graph.values import arguments, val
@@ -20,6 +21,7 @@ _MASKED_BELOW = -1.0e30
 _AND = frozenset({aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default})
 _OR = frozenset({aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default})
 _NOT = frozenset({aten.logical_not.default, aten.bitwise_not.default})
+_SAME_NUMBER = frozenset({aten.to.dtype, aten.detach_.default, aten.detach.default, aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.clone.default})
 _FULL = frozenset({aten.full.default, aten.full_like.default, aten.new_full.default, aten.scalar_tensor.default})
 _ZEROS = frozenset({aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default})
 
@@ -95,7 +97,10 @@ def constant(value: Any) -> float | None:
         return float(value)
     if not isinstance(value, Node):
         return None
-    if _is_broadcast(value) or value.target is aten.to.dtype:
+    if value.op == "get_attr":
+        held = getattr(value.graph.owning_module, str(value.target), None)
+        return float(held) if isinstance(held, Tensor) and held.numel() == 1 and not isinstance(held, FakeTensor | nn.Parameter) else None
+    if _is_broadcast(value) or value.target in _SAME_NUMBER:
         return constant(operand(value))
     if value.target in _ZEROS:
         return 0.0

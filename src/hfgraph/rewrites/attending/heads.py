@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from hfgraph.graph.recogniser import Refusal, View
 from hfgraph.graph.unify import label
-from hfgraph.graph.values import arguments, is_symbol, same_size, val
+from hfgraph.graph.values import arguments, is_symbol, same_shape, same_size, val
 from hfgraph.rewrites.attending.factors import operand
 from hfgraph.rewrites.attending.scores import PRODUCTS
 
@@ -57,7 +58,8 @@ def read_values(softmax: Node, sinks: bool, view: View) -> Values | Refusal | No
     while (product := next((u for u in node.users if u.target in PRODUCTS), None)) is None:
         further = next((u for u in node.users if _reaches_product(u)), None)
         if further is None:
-            return None
+            other = next((u for u in node.users if _reaches_product(u, anyhow=True)), None)
+            return None if other is None else Refusal(f"{label(other)} stands between the softmax and the product with the values", other, tuple(nodes))
         node = further
         nodes.append(node)
         if node.target is aten.slice.Tensor:
@@ -76,10 +78,12 @@ def read_values(softmax: Node, sinks: bool, view: View) -> Values | Refusal | No
 _ON_THE_WAY = frozenset({aten.to.dtype, aten.reshape.default, aten.slice.Tensor, aten.clone.default})
 
 
-def _reaches_product(node: Node, depth: int = 4) -> bool:
+def _reaches_product(node: Node, depth: int = 4, *, anyhow: bool = False) -> bool:
+    """A product comes after steps that keep the weights as they are, or after any steps that keep their shape."""
     if node.target in PRODUCTS:
         return True
-    return depth > 0 and node.target in _ON_THE_WAY and any(_reaches_product(u, depth - 1) for u in node.users)
+    passes = node.target in _ON_THE_WAY or (anyhow and isinstance(val(node), Tensor) and same_shape(val(node), val(operand(node))))
+    return depth > 0 and passes and any(_reaches_product(u, depth - 1, anyhow=anyhow) for u in node.users)
 
 
 def _keeps_pairs(node: Node) -> bool:
@@ -166,8 +170,6 @@ def size(node: Node, dim: int, view: View, before: Node) -> Any:
     return view.call(aten.sym_size.int, node, dim % val(node).ndim, before=before) if is_symbol(known) else known
 
 
-def heads_apart(steps: list[Node]) -> list[Any] | None:
-    """Numbers of sequences and of heads, from the step that takes (B * H, ...) apart."""
-    split = next((n for n in steps if n.target is aten.reshape.default and val(n).ndim == 4 and val(operand(n)).ndim == 3), None)
-    shape = list(split.args[1]) if split is not None else []  # type: ignore[arg-type]
-    return None if -1 in shape[:2] or len(shape) != 4 else shape[:2]
+def taken_apart(steps: list[Node]) -> Node | None:
+    """The step that takes scores (B * H, Q, K) apart into (B, H, Q, K)."""
+    return next((n for n in steps if n.target is aten.reshape.default and val(n).ndim == 4 and val(operand(n)).ndim == 3), None)

@@ -187,6 +187,14 @@ def _subtract(scores: Scores, node: Node) -> Node:
     return kept
 
 
+def _floor(scores: Scores, node: Node) -> Node:
+    """Scores that fall below a mask's are lifted to it: they count for nothing either way."""
+    kept, other = operand(node), node.args[1]
+    if not is_mask(constant(other), val(node).dtype):
+        raise Stuck(f"scores are bounded by {other}", node)
+    return kept
+
+
 def _where(scores: Scores, node: Node) -> Node:
     negated = not holds_product(node.args[1])
     kept, other = (2, 1) if negated else (1, 2)
@@ -247,5 +255,7 @@ _STEPS: dict[Any, Callable[[Scores, Node], Node]] = {
     aten.masked_fill.Scalar: _masked_fill,
     aten.masked_fill.Tensor: _masked_fill,
     aten.cat.default: _sink,
+    aten.maximum.default: _floor,
+    aten.clamp_min.default: _floor,
     aten.clone.default: _through,
 }

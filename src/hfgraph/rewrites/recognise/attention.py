@@ -13,7 +13,7 @@ from hfgraph.kernels.attention import attention
 from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
 from hfgraph.rewrites.attending.examples import EXAMPLES
 from hfgraph.rewrites.attending.factors import Parts
-from hfgraph.rewrites.attending.heads import Values, heads_apart, queries_and_keys, read_values, size, ungrouped
+from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, taken_apart, ungrouped
 from hfgraph.rewrites.attending.scores import Scores, read_scores
 from hfgraph.rewrites.attending.structure import Structure
 
@@ -69,13 +69,15 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     then: list[tuple[Any, ...]] = [(aten.permute.default, list(values.order))] if values.order else []
     top = scores.nodes[0]
     parts = scores.parts
-    if val(q).ndim == 3 and val(top).ndim == 4:
-        heads = heads_apart(scores.nodes)
-        if heads is None:
-            return Refusal("sequences and heads are one dim, and how many there are of each cannot be told", top, nodes)
-        then.insert(0, (aten.reshape.default, [size(q, 0, view, output), size(q, 1, view, output), size(v, 2, view, output)]))
-        q, k, v = (view.call(aten.reshape.default, t, [*heads, -1, size(t, 2, view, output)], before=output) for t in (q, k, v))
-        parts = split_heads(parts, heads, val(top), view, output)
+    split = taken_apart(scores.nodes)
+    if val(q).ndim == 3 and split is not None:
+        heads = split.args[1][:2]  # type: ignore[index]
+        if -1 in heads:  # type: ignore[operator]
+            return Refusal("sequences and heads are one dim, and how many there are of each cannot be told", split, nodes)
+        if val(v).ndim == 3:
+            then.insert(0, (aten.reshape.default, [size(q, 0, view, output), size(q, 1, view, output), size(v, 2, view, output)]))
+        q, k, v = (_with_heads(t, heads, view, output) for t in (q, k, v))
+        parts = split_heads(parts, heads, val(split), view, output)  # type: ignore[arg-type]
     elif not val(q).ndim == val(top).ndim == val(v).ndim:
         return Refusal("queries, keys and values have another number of dims than their scores", top, nodes)
     masking = masking_arguments(parts, q, k, view, output, None)
@@ -86,6 +88,13 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
         return Refusal("the sink is not one number for each head", scores.sinks, nodes)
     args: dict[str, Any] = {"q": q, "k": k, "v": v, **masking.named, "sinks": sinks, "scale": scores.scale, "softcap": scores.softcap}
     return Found((output,), attention, args, (*nodes, *repeats), nodes[:-1], tuple(then), masking.words)
+
+
+def _with_heads(node: Node, heads: Any, view: View, before: Node) -> Node:
+    """(B * H, ...) as (B, H, ...)."""
+    if val(node).ndim != 3:
+        return node
+    return view.call(aten.reshape.default, node, [*heads, -1, size(node, 2, view, before)], before=before)
 
 
 def _ungrouped(k: Node, v: Node) -> tuple[Node, Node, list[Node]]:
