@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hfgraph.rewrites import STAGES
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 FILES = sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*.py"))
@@ -270,7 +272,7 @@ _NEEDED = {"Rule": ("pattern", "replacement"), "Recogniser": ("recognise",)}
 
 
 def is_rule(name: str) -> bool:
-    return re.fullmatch(r"hfgraph/rewrites/\w+/(?!__init__)\w+\.py", name) is not None
+    return re.fullmatch(rf"hfgraph/rewrites/({'|'.join(STAGES)})/(?!__init__)\w+\.py", name) is not None
 
 
 def undocumented(name: str, text: str) -> list[str]:

@@ -107,6 +107,12 @@ def _reshape(node: Node) -> Node | Call | None:
     return None if any(is_symbol(s) for s in shape) else Call(aten.reshape.default, (node.args[0], shape))
 
 
+def _expand_as(node: Node) -> Node | Call | None:
+    """By the sizes themselves where they are numbers: then nothing hangs on what they were taken from."""
+    same, shape = _same_view(node), list(val(node).shape)
+    return same if same is not None else None if any(is_symbol(s) for s in shape) else Call(aten.expand.default, (node.args[0], shape))
+
+
 def _permute(order: Callable[[Node, int], list[int]]) -> Spelling:
     def spell(node: Node) -> Call | None:
         x = node.args[0]
@@ -208,6 +214,7 @@ SPELLINGS: dict[Any, Spelling] = {
     aten.view_as.default: _reshape,
     aten.reshape_as.default: _reshape,
     aten.expand.default: _same_view,
+    aten.expand_as.default: _expand_as,
     aten.slice.Tensor: _slice,
     aten.unsqueeze.default: _unsqueeze,
     aten.transpose.int: _permute(_swapped),
@@ -219,6 +226,8 @@ SPELLINGS: dict[Any, Spelling] = {
     aten.mul.Tensor: _square,
     aten.pow.Tensor_Scalar: _square,
     aten.multiply.Tensor: _renamed(aten.mul.Tensor),
+    aten.max.other: _renamed(aten.maximum.default),
+    aten.min.other: _renamed(aten.minimum.default),
     aten.concatenate.default: _renamed(aten.cat.default),
     aten.concat.default: _renamed(aten.cat.default),
     aten.contiguous.default: _contiguous,

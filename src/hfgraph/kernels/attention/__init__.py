@@ -52,23 +52,10 @@ _HEADS = ((*[Shard(1)] * 3, Replicate(), Shard(1), Shard(0), Replicate(), Replic
     shardings={"batch": _BATCH, "heads": _HEADS},
 )
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    bias: Tensor | None = None,
-    sinks: Tensor | None = None,
-    segments: Tensor | None = None,
-    start: Tensor | None = None,
-    scale: float = 1.0,
-    left: int = -1,
-    right: int = -1,
-    chunk: int = 0,
-    offset: int | None = None,
-    softcap: float = 0.0,
-    slopes: list[float] | None = None,
-    masked: float | None = None,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, sinks: Tensor | None = None, segments: Tensor | None = None,
+    start: Tensor | None = None, scale: float = 1.0, left: int = -1, right: int = -1, chunk: int = 0, offset: int | None = None, softcap: float = 0.0,
+    slopes: list[float] | None = None, masked: float | None = None,
+) -> Tensor:  # fmt: skip
     """``softmax(softcap(scale * (q @ k^T)) + bias) @ v`` over the keys that each query may attend to (Vaswani et al., 2017, arXiv:1706.03762).
 
     Query i stands at position p = i + K - Q, or i + `offset`, or i + `start`; key j at position j. It may attend to j if
@@ -95,19 +82,13 @@ def attention(
     Returns:
         (..., H, Q, E), in q's dtype.
     """
-    causal = mask is None and segments is None and start is None and is_causal(q, k, left, right, chunk, offset)
     if is_spelled(sinks, softcap, masked):
         allowed = allowed_keys(q, k, mask, segments, start, left, right, chunk, offset)
         return _spelled(q, k, v, allowed, with_slopes(bias, slopes, q, k), sinks, scale, softcap, masked)
-    added = None
     if needs_table(q, k, v, mask, bias, sinks, segments, start, scale, left, right, chunk, offset, softcap, slopes, masked):
-        added, causal = scores_to_add(q, k, mask, bias, segments, start, left, right, chunk, offset, slopes, masked), False
-    elif bias is not None:
-        added = bias.to(q.dtype)
-    grouped = q.ndim > 3 and not same_size(q.shape[-3], k.shape[-3])
-    if grouped and same_size(q.shape[-2], 1) and _is_one_row(added):
-        return _folded(q, k, v, added, scale)
-    return F.scaled_dot_product_attention(q, k, v, added, is_causal=causal, scale=scale, enable_gqa=grouped)
+        added = scores_to_add(q, k, mask, bias, segments, start, left, right, chunk, offset, slopes, masked)
+        return _fused(q, k, v, added, False, scale)
+    return _fused(q, k, v, None if bias is None else bias.to(q.dtype), is_causal(q, k, left, right, chunk, offset), scale)
 
 
 def is_spelled(sinks: Tensor | None, softcap: float, masked: float | None) -> bool:
@@ -117,23 +98,10 @@ def is_spelled(sinks: Tensor | None, softcap: float, masked: float | None) -> bo
 
 
 def needs_table(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    bias: Tensor | None = None,
-    sinks: Tensor | None = None,
-    segments: Tensor | None = None,
-    start: Tensor | None = None,
-    scale: float = 1.0,
-    left: int = -1,
-    right: int = -1,
-    chunk: int = 0,
-    offset: int | None = None,
-    softcap: float = 0.0,
-    slopes: list[float] | None = None,
-    masked: float | None = None,
-) -> bool:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, sinks: Tensor | None = None, segments: Tensor | None = None,
+    start: Tensor | None = None, scale: float = 1.0, left: int = -1, right: int = -1, chunk: int = 0, offset: int | None = None, softcap: float = 0.0,
+    slopes: list[float] | None = None, masked: float | None = None,
+) -> bool:  # fmt: skip
     """The reference would have to tabulate what each pair adds to its score."""
     del v, scale
     if is_spelled(sinks, softcap, masked):
@@ -174,6 +142,14 @@ def with_slopes(bias: Tensor | None, slopes: list[float] | None, q: Tensor, k: T
     rates = torch.cat([torch.full((1,), s, device=q.device) for s in slopes])
     alibi = (rates[:, None, None] * distance).to(q.dtype)
     return alibi if bias is None else bias + alibi
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """PyTorch's own operator, without repeating the heads of a group."""
+    grouped = q.ndim > 3 and not same_size(q.shape[-3], k.shape[-3])
+    if grouped and same_size(q.shape[-2], 1) and _is_one_row(added):
+        return _folded(q, k, v, added, scale)
+    return F.scaled_dot_product_attention(q, k, v, added, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
 def _is_one_row(added: Tensor | None) -> bool:
@@ -226,23 +202,10 @@ def _heads_fit(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _fits_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    bias: Tensor | None = None,
-    sinks: Tensor | None = None,
-    segments: Tensor | None = None,
-    start: Tensor | None = None,
-    scale: float = 1.0,
-    left: int = -1,
-    right: int = -1,
-    chunk: int = 0,
-    offset: int | None = None,
-    softcap: float = 0.0,
-    slopes: list[float] | None = None,
-    masked: float | None = None,
-) -> bool:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, sinks: Tensor | None = None, segments: Tensor | None = None,
+    start: Tensor | None = None, scale: float = 1.0, left: int = -1, right: int = -1, chunk: int = 0, offset: int | None = None, softcap: float = 0.0,
+    slopes: list[float] | None = None, masked: float | None = None,
+) -> bool:  # fmt: skip
     """Tensors beside q, k and v, in the dtypes that say what they are, of no more dims."""
     del scale, left, right, chunk, offset, softcap, masked
     pairs = all(t is None or t.ndim <= q.ndim for t in (mask, bias)) and (mask is None or mask.dtype is torch.bool)

@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from hfgraph.kernels.attention import is_spelled
 from hfgraph.kernels.attention._config import COLUMNS, FUSED, block, config_for, parts
 from hfgraph.kernels.attention._decode import gather, partial
 from hfgraph.kernels.attention._flash import flash
@@ -44,7 +45,7 @@ def attention(
     if out.numel() == 0:
         return out
     tensors = _tensors(q, k, v, mask, bias, segments, start, slopes)
-    spelled = bool(softcap) or sinks is not None  # the reference's ways differ in what happens to masked scores
+    spelled = is_spelled(sinks, softcap, masked)  # the reference's ways differ in what happens to masked scores
     dtype = torch.promote_types(q.dtype, bias.dtype) if spelled and bias is not None else q.dtype
     left, right = (-1 if n < 0 or n >= 2**30 else n for n in (left, right))
     by_position, by_data = left >= 0 or right >= 0 or chunk > 0, mask is not None or segments is not None

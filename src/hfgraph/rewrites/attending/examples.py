@@ -45,10 +45,12 @@ def _repeated(x: Tensor, times: int) -> Tensor:
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A boolean table of pairs."""
     return F.scaled_dot_product_attention(q, k, v, _offsets(q, k) <= 0, scale=_SCALE)
 
 
 def causal_flag(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """By the flag alone."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_SCALE)
 
 
@@ -58,12 +60,14 @@ def tail(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def grouped_window_padded(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+    """Heads of a group repeated, a sliding window, and padding."""
     offsets = _offsets(q, k)
     mask = (offsets <= 0) & (offsets > -4) & padding[:, None, None, :].bool()
     return F.scaled_dot_product_attention(q, _repeated(k, 2), _repeated(v, 2), mask, scale=_SCALE)
 
 
 def chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Within chunks of four."""
     rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
     return F.scaled_dot_product_attention(q, k, v, (columns <= rows) & (columns // 4 == rows // 4), scale=_SCALE)
 
@@ -91,6 +95,7 @@ def spelled(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
 
 
 def filled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Masked scores replaced by -inf."""
     scores = (torch.matmul(q, k.transpose(2, 3)) / 4.0).masked_fill(_offsets(q, k) > 0, float("-inf"))
     return torch.matmul(scores.softmax(-1), v)
 
@@ -103,12 +108,14 @@ def band(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores bounded by tanh before they are masked."""
     scores = torch.tanh(torch.matmul(q, k.transpose(2, 3)) * _SCALE / 5.0) * 5.0
     scores = scores + _low(_offsets(q, k) <= 0, q.dtype)
     return torch.matmul(scores.softmax(-1), v)
 
 
 def sinks(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+    """One more score for each head, of a key without a value, and the row's maximum taken off."""
     scores = torch.matmul(q, k.transpose(2, 3)) * _SCALE
     scores = scores.masked_fill(_offsets(q, k) > 0, torch.finfo(q.dtype).min)
     joined = torch.cat([scores, sink.reshape(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[-2], -1)], dim=-1)
