@@ -139,7 +139,7 @@ def test_b23_values_of_another_width_than_keys() -> None:
 
 def masked(allowed: Any) -> Any:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, allowed(torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])))
+        return F.scaled_dot_product_attention(q, k, v, allowed(torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])), scale=0.3)
 
     return attend
 
@@ -207,4 +207,44 @@ def test_the_options_switch_it_off() -> None:
     model, ids = tiny("llama"), tokens(2, 7)
     with torch.no_grad():
         compiled(model, options={**PLAIN, "disable": ["attention"]})(ids, use_cache=False)
+    assert not attentions()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "note"),
+    [
+        (lambda q, k: (k <= q) & (k // 4 // 8 == q // 4 // 8), "causal, chunks of 32"),
+        (lambda q, k: (k <= q) & ((q - k) * 0.01 < 0.5), "sliding window of 50"),
+        (lambda q, k: (k <= q) & ((q - k) / 3.0 < 20), "sliding window of 60"),
+        (lambda q, k: (k <= q) & (q - k < 8192), "sliding window of 8192"),
+        (lambda q, k: (k <= q) & (k // 8192 == q // 8192), "causal, chunks of 8192"),
+    ],
+)
+@torch.no_grad()
+def test_a_window_shows_whichever_way_it_is_computed(allowed: Any, note: str) -> None:
+    """With symbolic sizes, from a prompt that is far too short to reach it."""
+    attend, x = masked(allowed), torch.randn(1, 2, 9, 8)
+    f = compiled(attend, dynamic=True)
+    assert_equal(f(x, x, x), attend(x, x, x))
+    assert [s.note for s in attentions()] == [note]
+    longer = torch.randn(1, 2, 70, 8)
+    assert_equal(f(longer, longer, longer), attend(longer, longer, longer))
+
+
+@torch.no_grad()
+def test_numbers_too_large_to_see_past_are_not_guessed_at() -> None:
+    attend, x = masked(lambda q, k: (k <= q) & (q - k < 5000) & (k // 7000 == q // 7000)), torch.randn(1, 2, 9, 8)
+    assert_equal(compiled(attend, dynamic=True)(x, x, x), attend(x, x, x))
+    (site,) = attentions()
+    assert site.note == "full, mask as a tensor (its numbers (5000, 7000) are too large to see what comes after them)"
+
+
+@torch.no_grad()
+def test_masked_scores_that_a_negative_factor_turns_round_are_left_alone() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q @ k.transpose(-1, -2)).masked_fill(torch.ones(5, 5).triu(1).bool(), -1e35) * -1e-3
+        return scores.softmax(-1) @ v
+
+    x = torch.randn(1, 2, 5, 8)
+    assert_equal(compiled(attend)(x, x, x), attend(x, x, x))
     assert not attentions()

@@ -120,9 +120,9 @@ def _add(parts: Parts, node: Node, factor: float) -> bool:
 
 def _masked_fill(parts: Parts, node: Node, factor: float) -> bool:
     fill = constant(node.args[2])
-    if fill is None or not is_mask(fill, val(node).dtype):
+    if fill is None or not is_mask(fill * factor, val(node).dtype):
         return False
-    parts.mask(operand(node, 1), fill, True)
+    parts.mask(operand(node, 1), fill * factor, True)
     _rest(parts, operand(node), factor)
     return True
 
@@ -131,8 +131,8 @@ def _where(parts: Parts, node: Node, factor: float) -> bool:
     condition, kept, other = node.args
     for value, rest, negated in ((other, kept, False), (kept, other, True)):
         fill = constant(value)
-        if fill is not None and is_mask(fill, val(node).dtype):
-            parts.mask(condition, fill, negated)  # type: ignore[arg-type]
+        if fill is not None and is_mask(fill * factor, val(node).dtype):
+            parts.mask(condition, fill * factor, negated)  # type: ignore[arg-type]
             if isinstance(rest, Node):
                 _rest(parts, rest, factor)
             return True
@@ -142,12 +142,12 @@ def _where(parts: Parts, node: Node, factor: float) -> bool:
 def _scaled(parts: Parts, node: Node, factor: float) -> bool:
     """``(1 - keep) * low``, with keep a cast boolean."""
     low, other = node.args[1], node.args[0]
-    if not is_mask(low, val(node).dtype) or not isinstance(other, Node):
+    if not isinstance(low, int | float) or not is_mask(low * factor, val(node).dtype) or not isinstance(other, Node):
         return False
     kept = _one_minus(other)
     if kept is None:
         return False
-    parts.mask(kept, float(low), False)  # type: ignore[arg-type]
+    parts.mask(kept, float(low) * factor, False)  # type: ignore[arg-type]
     return True
 
 

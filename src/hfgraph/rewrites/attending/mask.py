@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from hfgraph.graph.evaluate import CannotEvaluate, Sizes, data, evaluate
+from hfgraph.graph.evaluate import CannotEvaluate, Sizes, data
 from hfgraph.graph.recogniser import View
 from hfgraph.graph.values import val
 from hfgraph.rewrites.attending.factors import Factor, Parts
-from hfgraph.rewrites.attending.pairs import Pairs, ancestors
+from hfgraph.rewrites.attending.pairs import Pairs, ancestors, conjunction
 from hfgraph.rewrites.attending.segments import segments_of, states_the_same
 from hfgraph.rewrites.attending.structure import Structure, Table, structure_of
 
@@ -124,9 +123,3 @@ class _Reader:
             rest = tuple(f for f in others if f not in implied)
             return replace(masking, structure=structure, factors=rest, segments=source)
         return replace(masking, factors=others, segments=source)
-
-
-def conjunction(factors: Sequence[Factor], given: Mapping[Node, Tensor], sizes: Sizes) -> Tensor:
-    """All conditions at once, on chosen sizes and inputs."""
-    values = evaluate([f.node for f in factors], sizes, given)
-    return reduce(torch.logical_and, [v.logical_not() if f.negated else v.bool() for f, v in zip(factors, values, strict=True)])

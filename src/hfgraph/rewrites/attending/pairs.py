@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node
 
-from hfgraph.graph.evaluate import Sizes, evaluate, shape
+from hfgraph.graph.evaluate import CannotEvaluate, Sizes, evaluate, shape
 from hfgraph.graph.trials import trials
 from hfgraph.graph.values import val
 from hfgraph.rewrites.attending.factors import Factor
@@ -19,6 +20,12 @@ from hfgraph.rewrites.attending.structure import Table
 
 aten = torch.ops.aten
 _LENGTHS = (3, 9, 24)
+# Their numbers are dims and shapes.
+_NO_ARITHMETIC = frozenset(
+    {aten.unsqueeze.default, aten.squeeze.dim, aten.permute.default, aten.expand.default, aten.reshape.default, aten.sym_size.int,
+     aten.slice.Tensor, aten.select.int, aten.cumsum.default, aten.diff.default, aten.arange.default, aten.arange.start,
+     aten.zeros.default, aten.ones.default, aten.empty.memory_format}
+)  # fmt: skip
 # Tables of up to this many pairs are evaluated whole; beyond, around the ends of windows only.
 _MANY = 4200**2
 # As traced they are all that counts: a larger table is worth its second.
@@ -48,10 +55,11 @@ class Pairs:
         return flat[0] if bool((flat == flat[0]).all()) else None
 
     def trials(self, factors: Sequence[Factor]) -> list[Sizes]:
-        """Sizes to try: as traced, small ones, and one beyond every whole number in the mask, for a window shows only past its size."""
+        """Sizes to try: as traced, small ones, and one beyond all numbers in the mask, for a window shows only past its size, and one that
+        is taken in two steps past the product of both."""
         nodes = ancestors([f.node for f in factors])
-        largest = _largest(nodes)
-        lengths = [*_LENGTHS, *([largest + 5] if largest + 5 > max(_LENGTHS) else [])]
+        beyond = math.prod(_numbers(nodes)) + 5
+        lengths = [*_LENGTHS, *([beyond] if beyond > max(_LENGTHS) else [])]
         traced, *others = (self._narrow(s) for s in trials([*nodes, self.q, self.k], lengths))
         return [*([traced] if self.many(traced) <= _TRACED else []), *(s for s in others if self.many(s) <= _MANY)]
 
@@ -64,9 +72,12 @@ class Pairs:
     def sampled(self, factors: Sequence[Factor]) -> list[Table]:
         """Windows too large for a whole table, seen at sampled positions: those count up from 0 in the graph, and others stand in for them."""
         nodes = ancestors([f.node for f in factors])
-        w, length = _largest(nodes), _symbol(val(self.q).shape[-2])
-        if length is None or length != _symbol(val(self.k).shape[-2]) or (w + 5) ** 2 <= _MANY:
+        numbers, length = _numbers(nodes), _symbol(val(self.q).shape[-2])
+        if not any(_symbol(s) for n in (self.q, self.k) for s in val(n).shape[-2:]) or (math.prod(numbers) + 5) ** 2 <= _MANY:
             return []
+        if len(numbers) > 1 or length is None or length != _symbol(val(self.k).shape[-2]):
+            raise CannotEvaluate(f"its numbers ({', '.join(map(str, numbers))}) are too large to see what comes after them")
+        (w,) = numbers
         traced = next(iter(trials([*nodes, self.q, self.k], ())), {})
         positions = torch.tensor(sorted({*range(6), w // 2, *range(w - 3, w + 4), *range(2 * w - 2, 2 * w + 3), 3 * w}))
         sizes = self._narrow({**traced, length: len(positions)})
@@ -74,11 +85,15 @@ class Pairs:
         return [self._sample(factors, given, sizes, positions)]
 
     def _sample(self, factors: Sequence[Factor], given: Mapping[Node, Tensor], sizes: Sizes, positions: Tensor) -> Table:
-        values = evaluate([f.node for f in factors], sizes, given)
-        both = reduce(torch.logical_and, [v.logical_not() if f.negated else v.bool() for f, v in zip(factors, values, strict=True)])
-        allowed = self.table(both, sizes)
+        allowed = self.table(conjunction(factors, given, sizes), sizes)
         assert allowed is not None
         return Table(allowed, positions, positions, 0)
+
+
+def conjunction(factors: Sequence[Factor], given: Mapping[Node, Tensor], sizes: Sizes) -> Tensor:
+    """All conditions at once, on chosen sizes and inputs."""
+    values = evaluate([f.node for f in factors], sizes, given)
+    return reduce(torch.logical_and, [v.logical_not() if f.negated else v.bool() for f, v in zip(factors, values, strict=True)])
 
 
 def ancestors(roots: Sequence[Node]) -> list[Node]:
@@ -93,16 +108,11 @@ def ancestors(roots: Sequence[Node]) -> list[Node]:
     return sorted(seen)
 
 
-def _largest(nodes: Sequence[Node]) -> int:
-    """The largest whole number among the arguments of comparisons and arithmetic."""
-    return max((abs(c) for c in _constants(nodes)), default=0)
-
-
-def _constants(nodes: Sequence[Node]) -> Iterator[int]:
-    for node in nodes:
-        for value in (*node.args, *node.kwargs.values()) if node.op == "call_function" else ():
-            if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**40:
-                yield value
+def _numbers(nodes: Sequence[Node]) -> list[int]:
+    """The distinct numbers in comparisons and arithmetic, and what they divide by where they are small, rounded up."""
+    found = (a for n in nodes if n.op == "call_function" and n.target not in _NO_ARITHMETIC for a in (*n.args, *n.kwargs.values()))
+    sizes = (abs(a) if abs(a) > 1 else 1 / abs(a) for a in found if isinstance(a, int | float) and not isinstance(a, bool) and a)
+    return sorted({math.ceil(s) for s in sizes if 1 < s < 2**40})
 
 
 def _counts_up(node: Node, length: sympy.Symbol) -> bool:

@@ -190,7 +190,7 @@ def _subtract(scores: Scores, node: Node) -> Node:
 def _floor(scores: Scores, node: Node) -> Node:
     """Scores that fall below a mask's are lifted to it: they count for nothing either way."""
     kept, other = operand(node), node.args[1]
-    if not is_mask(constant(other), val(node).dtype):
+    if not is_mask(constant(other), val(node).dtype) or scores.scale <= 0:
         raise Stuck(f"scores are bounded by {other}", node)
     return kept
 
@@ -209,6 +209,7 @@ def _masked_fill(scores: Scores, node: Node) -> Node:
 
 def _masked(scores: Scores, node: Node, condition: Any, fill: Any, negated: bool) -> None:
     value = constant(fill)
+    value = None if value is None else value * scores.scale
     if value is None or not is_mask(value, val(node).dtype) or not isinstance(condition, Node):
         raise Stuck(f"masked scores become {fill}, which is not low enough to mask", node)
     _not_capped(scores, node)
