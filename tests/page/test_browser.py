@@ -72,7 +72,7 @@ def test_layers_unfold_and_lead_to_their_places(opened: Opened) -> None:
     detail = page.locator("#detail")
     expect(detail.locator(".path")).to_contain_text(f"model.layers.1, 6{TO}7")
     expect(detail).to_contain_text("3 modules that compute alike")
-    assert detail.locator(".site").count() == 2
+    assert detail.locator(".site").count() == 5  # two norms, attention, rotation, gated MLP
     detail.get_by_role("button", name="input_layernorm", exact=True).click()
     expect(detail.locator(".path")).to_contain_text("input_layernorm")
     assert page.evaluate("location.hash") == "#0:model.layers.1.input_layernorm"

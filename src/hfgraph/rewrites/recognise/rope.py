@@ -70,7 +70,8 @@ def _products(node: Node, view: View) -> dict[Node, int]:
         for user in current.users:
             name = label(user) if user.op == "call_function" else ""
             if name in _PRODUCTS:
-                operands = [a for a in user.args if not isinstance(a, list | tuple)] if name != "einsum" else list(user.args[1])  # type: ignore[arg-type]
+                given = user.args[1] if name == "einsum" else [*user.args, *user.kwargs.values()]
+                operands = [a for a in given if not isinstance(a, list | tuple)]  # type: ignore[union-attr]
                 found[user] = next((i for i, a in enumerate(operands) if a is current), len(operands))
             elif user not in seen and (name in _CARRIES or user.target in LINEAR):
                 later = [m for w in written_nodes(user) for m in view.aliases.members(w) if m > user and m not in seen]
