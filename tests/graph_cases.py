@@ -62,6 +62,41 @@ def layer_norm(x: Tensor, w: Tensor, eps: float = 1e-5) -> Tensor:
     return (w.float() * h).to(x.dtype)
 
 
+# --- rotations ----------------------------------------------------------------------------------------
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+def _heads_and_tables(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Heads as of two projections (batch, positions, heads, width), and tables by position."""
+    b, t, _ = x.shape
+    q, k = (a.view(b, t, H, D // H) for a in (x * 0.5, x.sin()))
+    angles = torch.arange(t)[:, None, None] * torch.tensor([1.0, 0.1])
+    angles = torch.cat((angles, angles), -1).to(x.dtype)
+    return q, k, angles.cos(), angles.sin()
+
+
+def _attended(q: Tensor, k: Tensor) -> Tensor:
+    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, k)
+
+
+@example("queries and keys turned by position")
+def _rope(x: Tensor, w: Tensor) -> Tensor:
+    q, k, cos, sin = _heads_and_tables(x)
+    y = _attended(_turned(q, cos, sin), _turned(k, cos, sin)).transpose(1, 2).contiguous()
+    return _turned(y, sin, cos) * w[: D // H]
+
+
+@example("queries and keys normalised and turned")
+def _normed_rope(x: Tensor, w: Tensor) -> Tensor:
+    q, k, cos, sin = _heads_and_tables(x)
+    return _attended(*(_turned(norm(a, w[: D // H]), cos, sin) for a in (q, k)))
+
+
 # --- a block ------------------------------------------------------------------------------------------
 
 

@@ -134,7 +134,7 @@ def test_explain_says_what_each_rule_and_pass_did(folder: Path, capsys: pytest.C
 
 def test_explain_a_text_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain", str(TINYLM), "--prompt", "In the beginning", "--dtype", "float32", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["counts"] == {"rms_norm": 9, "add_rms_norm": 8}
+    assert json.loads(capsys.readouterr().out)["counts"] == {"rms_norm": 9, "rope": 4, "add_rms_norm": 8}
 
 
 @pytest.mark.parametrize(("name", "counts"), [("bert", {}), ("t5", {"rms_norm": 7, "add_rms_norm": 5})])

@@ -14,7 +14,7 @@ from captured import aten, captured, cloned, differences, gradients, text, trace
 from graph_cases import EXAMPLES, Example, norm
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hfgraph.errors import IllegalGraph, KernelRefused
 from hfgraph.graph.capture import capture, copied
@@ -233,7 +233,11 @@ def test_lowering_to_a_kernel(op_with_a_kernel: Op, dynamic: bool | None) -> Non
 
 
 def test_a_kernel_is_refused_where_it_would_change_the_layout(op_with_a_kernel: Op) -> None:
-    """A view of the result, after a graph break for instance, may exist in the reference's layout only."""
+    """A view of the result, after a graph break for instance, may exist in the reference's layout only. Some have but one."""
+    made = op_with_a_kernel.inputs.make()
+    strided = {n: a.transpose(0, 1).contiguous().transpose(0, 1) if isinstance(a, Tensor) and a.ndim > 1 else a for n, a in made.items()}
+    if all(t.is_contiguous() for t in tree_leaves(op_with_a_kernel.reference(**strided))):
+        return
     with pytest.raises(KernelRefused, match="it returns contiguous tensors, and the model goes on with other strides"):
         lowered(op_with_a_kernel, "operands of different layouts", None)
 

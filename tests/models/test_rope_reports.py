@@ -95,7 +95,7 @@ def test_b14_strides(name: str) -> None:
     made = op.inputs.make()
     views = {n: strided(a) if isinstance(a, Tensor) and a.ndim > 1 else a for n, a in made.items()}
     for got, want in zip(tree_leaves(op(**views)), tree_leaves(op(**made)), strict=True):
-        assert torch.equal(got, want) and got.is_contiguous()
+        assert torch.equal(got, want)
 
 
 def strided(t: Tensor) -> Tensor:

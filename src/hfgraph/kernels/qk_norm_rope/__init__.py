@@ -103,7 +103,7 @@ def qk_norm_rope(
         swap: 1 where heads and positions change places after the norm: (..., T, H, D) becomes (..., H, T, D).
 
     Returns:
-        The rotated queries and keys, contiguous.
+        The rotated queries and keys.
     """
     norm = (eps, offset, compute_dtype, None, round_dtype, weight_dtype, out_dtype, divide)
     q, k = rms_norm.reference(q, q_weight, *norm), rms_norm.reference(k, k_weight, *norm)

@@ -68,7 +68,7 @@ def rope(
         cos, sin, half, interleaved, interleaved_out, reverse, complex_product, compute_dtype, out_dtype: see `rotate`.
 
     Returns:
-        The rotated queries and keys, contiguous.
+        The rotated queries and keys.
     """
     same = (interleaved, interleaved_out, reverse, complex_product, compute_dtype, out_dtype)
     return rotate.reference(q, cos, sin, half, q_tail, *same), rotate.reference(k, cos, sin, half, k_tail, *same)

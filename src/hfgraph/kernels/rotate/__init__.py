@@ -77,16 +77,16 @@ def rotate(
         out_dtype: the rotated values are cast to it.
 
     Returns:
-        (..., D), contiguous.
+        (..., D), in `out_dtype`, or in the dtype that PyTorch's promotion gives.
     """
     width = cos.shape[-1] * 2 if half else cos.shape[-1]
     whole = same_size(width, x.shape[-1])
     start = x.shape[-1] - width if tail and not whole else 0
     part = (x if whole else x[..., start : start + width]).to(compute_dtype or x.dtype)
-    turned = _as_complex(part, cos, sin, half, reverse) if complex_product else _turned(part, cos, sin, half, interleaved, interleaved_out, reverse)
-    joined = torch.stack(turned, -1).flatten(-2) if interleaved_out else torch.cat(turned, -1)
-    joined = joined.to(out_dtype or joined.dtype)
-    return joined if whole else torch.cat([x[..., :start], joined] if tail else [joined, x[..., width:]], -1)
+    how = (half, interleaved, interleaved_out, reverse)
+    turned = _as_complex(part, cos, sin, half, reverse) if complex_product else _turned(part, cos, sin, *how)
+    turned = turned.to(out_dtype or turned.dtype)
+    return turned if whole else torch.cat([x[..., :start], turned] if tail else [turned, x[..., width:]], -1)
 
 
 def _pairs(x: Tensor, interleaved: int) -> tuple[Tensor, Tensor]:
@@ -97,19 +97,28 @@ def _pairs(x: Tensor, interleaved: int) -> tuple[Tensor, Tensor]:
     return x[..., :middle], x[..., middle:]
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, half: int, interleaved: int, interleaved_out: int, reverse: int) -> list[Tensor]:
+def _joined(a: Tensor, b: Tensor, interleaved: int) -> Tensor:
+    """Pairs from their first and second values."""
+    return torch.stack((a, b), -1).flatten(-2) if interleaved else torch.cat((a, b), -1)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, half: int, interleaved: int, interleaved_out: int, reverse: int) -> Tensor:
+    """Both ways of writing it give the same numbers; memory is laid out as models have it that write it so."""
     a, b = _pairs(x, interleaved)
+    if not half and interleaved == interleaved_out:
+        return x * cos + _joined(*((b, -a) if reverse else (-b, a)), interleaved) * sin
     (cos_a, cos_b), (sin_a, sin_b) = ((t, t) if half else _pairs(t, interleaved_out) for t in (cos, sin))
     if reverse:
-        return [a * cos_a + b * sin_a, b * cos_b - a * sin_b]
-    return [a * cos_a - b * sin_a, b * cos_b + a * sin_b]
+        return _joined(a * cos_a + b * sin_a, b * cos_b - a * sin_b, interleaved_out)
+    return _joined(a * cos_a - b * sin_a, b * cos_b + a * sin_b, interleaved_out)
 
 
-def _as_complex(x: Tensor, cos: Tensor, sin: Tensor, half: int, reverse: int) -> list[Tensor]:
+def _as_complex(x: Tensor, cos: Tensor, sin: Tensor, half: int, reverse: int) -> Tensor:
     """Neighbours as complex numbers, times ``cos + i sin``; the tables have an entry for each pair."""
-    table = torch.stack([cos, -sin if reverse else sin], -1) if half else torch.stack([cos[..., 0::2], (-sin if reverse else sin)[..., 0::2]], -1)
-    product = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.view_as_complex(table)
-    return list(torch.view_as_real(product).unbind(-1))
+    sin = -sin if reverse else sin
+    table = torch.stack([cos, sin] if half else [cos[..., 0::2], sin[..., 0::2]], -1)
+    product = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * torch.view_as_complex(table)
+    return torch.view_as_real(product).flatten(-2)
 
 
 def fits_triton(x: Tensor, cos: Tensor, sin: Tensor, half: int, complex_product: int, dtypes: tuple[torch.dtype | None, ...]) -> bool:
