@@ -125,7 +125,7 @@ def test_explain_says_what_each_rule_and_pass_did(folder: Path, capsys: pytest.C
     graph = json.loads(capsys.readouterr().out)["graphs"][0]
     rules = {r["rule"]: r for r in graph["rules"]}
     assert rules["rms_norm"]["matches"] == 3 and rules["rms_norm"]["removed"]["nodes"] == 15 and rules["rms_norm"]["added"]["nodes"] == 3
-    assert [p["stage"] for p in graph["passes"]] == ["canonical", "recognise", "recognise", "fuse", "lower"]
+    assert [p["stage"] for p in graph["passes"]] == ["canonical", "recognise", "recognise", "fuse", "merge", "lower", "lower"]
     assert graph["captured"]["bytes"] > graph["passes"][-1]["work"]["bytes"] > 0
     assert cli.main(["explain", str(folder / "llama")]) == 0
     printed = capsys.readouterr().out
@@ -134,10 +134,16 @@ def test_explain_says_what_each_rule_and_pass_did(folder: Path, capsys: pytest.C
 
 def test_explain_a_text_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain", str(TINYLM), "--prompt", "In the beginning", "--dtype", "float32", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["counts"] == {"rms_norm": 9, "rope": 4, "add_rms_norm": 8}
+    assert json.loads(capsys.readouterr().out)["counts"] == {"rms_norm": 9, "rope": 4, "attention": 4, "glu": 4, "add_rms_norm": 8, "merged_linear": 8}
 
 
-@pytest.mark.parametrize(("name", "counts"), [("bert", {}), ("t5", {"rms_norm": 7, "add_rms_norm": 5})])
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("bert", {"layer_norm": 4, "attention": 1, "add_layer_norm": 2, "merged_linear": 1}),
+        ("t5", {"rms_norm": 7, "attention": 3, "add_rms_norm": 5, "merged_linear": 3}),
+    ],
+)
 def test_other_families(folder: Path, name: str, counts: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain", str(folder / name), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == counts

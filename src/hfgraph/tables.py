@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich import filesize
@@ -39,8 +40,9 @@ def report_parts(report: Report) -> list[RenderableType]:
     parts: list[RenderableType] = [_summary(report)]
     done = [s for s in report.sites if s.status != "near miss"]
     if done:
-        noted = ("note",) if any(s.note for s in done) else ()
-        parts.append(_sites("Rewritten", _folded(done), ("rule", "status", "module", "source", *noted, "sites")))
+        parts.append(_sites("Rewritten", _folded(replace(s, note="") for s in done), ("rule", "status", "module", "source", "sites")))
+        noted = [replace(s, source="") for s in done if s.note]
+        parts += [_sites("Read off", _folded(noted), ("rule", "module", "note", "sites"))] if noted else []
     if report.near_misses:
         parts.append(_sites("Near misses", _folded(report.near_misses), ("rule", "module", "source", "reason", "sites")))
     if any(g.rules for g in report.graphs):
@@ -119,8 +121,6 @@ def _layerless(path: str) -> str:
 
 
 def _span(group: list[Site]) -> Site:
-    from dataclasses import replace
-
     return group[0] if len(group) == 1 else replace(group[0], module=_layerless(group[0].module))
 
 

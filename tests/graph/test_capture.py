@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 import hfgraph
 from hfgraph.graph.capture import Uncapturable, capture
+from hfgraph.graph.memory import MEMORY
 from hfgraph.graph.origin import INPUT, readable
 
 X = torch.linspace(-3, 3, 3 * 5 * 8).reshape(3, 5, 8).clone()  # a view would be guarded on its base
@@ -346,7 +347,7 @@ def test_notes_on_placeholders_are_kept(dynamic: bool | None) -> None:
     olds, news = ([n for n in g.graph.nodes if n.op == "placeholder"] for g in (gm, out))
     assert len(olds) == len(news) >= 3
     for old, new in zip(olds, news, strict=True):
-        own = ("val", INPUT)
+        own = ("val", INPUT, MEMORY)
         assert {k: v for k, v in new.meta.items() if k not in own} == {k: v for k, v in old.meta.items() if k not in own}
         assert new.meta[INPUT] == readable(str(old.target))
         assert "val" in new.meta
@@ -407,6 +408,6 @@ def test_what_is_not_refused_would_be_lost(function: Callable[..., Any], monkeyp
 def test_notes_that_are_not_copied_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     from hfgraph.graph import capture as module
 
-    monkeypatch.setattr(module, "_copy_placeholder_meta", lambda source, target: None)
+    monkeypatch.setattr(module, "_copy_placeholder_meta", lambda *_: None)
     with pytest.raises(AssertionError):
         test_notes_on_placeholders_are_kept(None)

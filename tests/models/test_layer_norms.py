@@ -127,7 +127,9 @@ def test_in_models(name: str, dtype: torch.dtype) -> None:
     extra = {"residual_multiplier": 0.22} if name == "granite" else {}
     model, inputs = zoo.build(name, seed=1, **extra).to(dtype), zoo.inputs(name, 2, 13, seed=1)
     want = zoo.logits(model(**inputs))
-    got = zoo.logits(torch.compile(model, backend="hfgraph", options={"inductor": False, "strict": True})(**inputs))
+    # An attention without the repetition of its heads adds in another order.
+    options = {"inductor": False, "strict": True, "disable": ["attention"]}
+    got = zoo.logits(torch.compile(model, backend="hfgraph", options=options)(**inputs))
     assert torch.equal(got, want)
     op, norms, fused, multiplied = MODELS[name]
     counts = hfgraph.last_report().counts

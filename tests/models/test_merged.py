@@ -527,10 +527,10 @@ def test_explain_and_verify_leave_the_weights_where_they_are(monkeypatch: pytest
     monkeypatch.setitem(merge.PAYS, ("cpu", None), float("inf"))
     block, x = Block(), torch.randn(2, 5, 48)
     ends = [p.data_ptr() for p in block.parameters()]
-    assert hfgraph.explain(block, x).counts == {"merged_linear": 2}
+    assert hfgraph.explain(block, x).counts["merged_linear"] == 2
     verdict = hfgraph.verify(block, x, sabotage=True)
     assert verdict, str(verdict)
-    assert verdict.sabotage == {"merged_linear": True} and len([s for s in verdict.sites if s.rule == "merged_linear"]) == 5
+    assert verdict.sabotage["merged_linear"] and len([s for s in verdict.sites if s.rule == "merged_linear"]) == 5
     assert [p.data_ptr() for p in block.parameters()] == ends
 
 
@@ -541,7 +541,7 @@ def test_explain_and_verify_leave_the_weights_where_they_are(monkeypatch: pytest
 def test_switched_off() -> None:
     block, x = Block(), torch.randn(2, 5, 48)
     check(compiled(block, {**ALWAYS, "disable": ["merged_linear"]}), block, x)
-    assert hfgraph.last_report().counts == {} and not reasons()
+    assert "merged_linear" not in hfgraph.last_report().counts and not reasons()
 
 
 @torch.no_grad()
@@ -550,7 +550,7 @@ def test_where_it_does_not_pay_groups_are_named_and_left(monkeypatch: pytest.Mon
     block = Block()
     f = compiled(block, {"inductor": False, "strict": True}, dynamic=False)
     check(f, block, torch.randn(2, 5, 48))
-    sites = hfgraph.last_report().sites
+    sites = [s for s in hfgraph.last_report().sites if s.rule == "merged_linear"]
     assert "10 rows in float32 are not faster at once" in " ".join(str(hfgraph.last_report()).split())
     assert [(s.rule, s.status, s.note) for s in sites] == [("merged_linear", "recognised", "apart: 10 rows in float32 are not faster at once on cpu")] * 2
     assert not together(block.q.weight, block.k.weight)

@@ -72,7 +72,7 @@ def test_layers_unfold_and_lead_to_their_places(opened: Opened) -> None:
     detail = page.locator("#detail")
     expect(detail.locator(".path")).to_contain_text(f"model.layers.1, 6{TO}7")
     expect(detail).to_contain_text("3 modules that compute alike")
-    assert detail.locator(".site").count() == 5  # two norms, attention, rotation, gated MLP
+    assert detail.locator(".site").count() == 7  # two norms, attention, rotation, gated MLP, two groups of linears
     detail.get_by_role("button", name="input_layernorm", exact=True).click()
     expect(detail.locator(".path")).to_contain_text("input_layernorm")
     assert page.evaluate("location.hash") == "#0:model.layers.1.input_layernorm"
@@ -111,7 +111,7 @@ def test_filters_count_and_narrow(opened: Opened) -> None:
     page = opened.page
     near = page.locator('[data-filter="near"]')
     expect(near).to_have_text("Nearly 2")
-    expect(page.locator('[data-filter="done"]')).to_have_text("Rewritten 15")
+    expect(page.locator('[data-filter="done"]')).to_have_text("Rewritten 31")
     near.click()
     expect(page.locator('[data-path="model.layers.3.input_layernorm"]')).to_have_count(1)
     expect(page.locator('[data-path="model.norm"]')).to_have_count(0)
@@ -150,7 +150,7 @@ def test_a_module_as_traced_says_so(opened: Opened) -> None:
 
 def test_tables_have_the_passes_and_the_rules(opened: Opened) -> None:
     page = opened.page
-    expect(page.locator("#passes tbody tr")).to_have_count(6)
+    expect(page.locator("#passes tbody tr")).to_have_count(8)
     expect(page.locator("#rules")).to_contain_text("add_rms_norm")
     expect(page.locator("#breaks")).to_contain_text("No graph breaks")
     page.locator("#traced").get_by_role("button", name="model.embed_tokens").click()
