@@ -132,7 +132,7 @@ def in_words(argument: Dims | Scalar | Numbers | Dtype | Choice) -> str:
         case Switch():
             words = "0 or 1"
         case Scalar():
-            words = f"a number, such as {argument.example:g}"
+            words = "a number" if argument.example is None else f"a number, such as {argument.example:g}"
         case Choice():
             words = f"one of {', '.join(f'`{w}`' for w in argument.options)}"
         case Dtype():

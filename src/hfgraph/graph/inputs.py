@@ -24,7 +24,7 @@ def _size(name: str, sizes: Mapping[str, int]) -> int:
 class Scalar:
     """A number that the pattern carries. ``example`` is used in tests; ``optional`` lets None stand for "not there"."""
 
-    example: float | int
+    example: float | int | None
     optional: bool = False
 
 

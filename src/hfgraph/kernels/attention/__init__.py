@@ -46,7 +46,7 @@ _HEADS = ((*[Shard(1)] * 3, Replicate(), Shard(1), Shard(0), Replicate(), Replic
         offset=Scalar(0, optional=True),
         softcap=Scalar(0.0),
         slopes=Numbers(),
-        masked=Scalar(-1e38, optional=True),
+        masked=Scalar(None, optional=True),
         scales=(1.0, 1e-3, 10.0),
     ),
     shardings={"batch": _BATCH, "heads": _HEADS},
