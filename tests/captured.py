@@ -84,28 +84,30 @@ def cloned(args: Any) -> Any:
     return copy.deepcopy(tree_map(lambda t: t.detach().requires_grad_(t.requires_grad) if isinstance(t, Tensor) else t, args))
 
 
-def same(a: Any, b: Any, *, strides: bool = True) -> bool:
-    """Equal bit for bit, the sign of zero included; NaN equals NaN."""
+def same(a: Any, b: Any, *, strides: bool = True, atol: float = 0.0) -> bool:
+    """Equal bit for bit, the sign of zero included, or within `atol`; NaN equals NaN."""
     ours, theirs = tree_leaves(a), tree_leaves(b)
-    return len(ours) == len(theirs) and all(_same(x, y, strides) for x, y in zip(ours, theirs, strict=True))
+    return len(ours) == len(theirs) and all(_same(x, y, strides, atol) for x, y in zip(ours, theirs, strict=True))
 
 
-def _same(a: Any, b: Any, strides: bool) -> bool:
+def _same(a: Any, b: Any, strides: bool, atol: float) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return type(a) is type(b) and a == b
     if a.dtype != b.dtype or a.shape != b.shape or (strides and a.stride() != b.stride()):
         return False
     if not a.is_floating_point():
         return torch.equal(a, b)
+    if atol:
+        return torch.allclose(a, b, rtol=0, atol=atol, equal_nan=True)
     return torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.signbit(), b.signbit())
 
 
-def differences(before: Callable[..., Any], after: Callable[..., Any], args: Sequence[Any], *, strides: bool = True) -> list[str]:
+def differences(before: Callable[..., Any], after: Callable[..., Any], args: Sequence[Any], *, strides: bool = True, atol: float = 0.0) -> list[str]:
     """What differs between two functions on one input: results, inputs written, and who shares storage with whom."""
     one, two = cloned(list(args)), cloned(list(args))
     first, second = before(*one), after(*two)
     found = []
-    if not same(first, second, strides=strides):
+    if not same(first, second, strides=strides, atol=atol):
         found.append(f"results: {_described(first)} and {_described(second)}")
     if not same(one, two):
         found.append("inputs written")

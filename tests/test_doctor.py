@@ -62,7 +62,7 @@ def test_all_is_well_here(checkup: doctoring.Checkup) -> None:
     found = {c.name: c.found for checks in checkup.sections.values() for c in checks}
     assert found["torch"].startswith(torch.__version__)
     assert "loaded: Python.h, OpenMP, C++20" in found["test program"]
-    assert "rms_norm: the reference, compiled by Inductor" in found["ops on cpu"]
+    assert "attention: cpp where it applies, else the reference, compiled by Inductor" in found["ops on cpu"]
     assert found["rules"] == ", ".join(f"{len(rules(stage))} to {stage}" for stage in STAGES)
 
 

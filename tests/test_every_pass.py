@@ -36,7 +36,7 @@ every_size = pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dy
 
 def faults(step: Pass, before: GraphModule, after: GraphModule, args: Sequence[Any], context: Context = CONTEXT) -> list[str]:
     """What a pass got wrong: `after` is `before` with the pass run once; both are run on `args`."""
-    found = differences(_seeded(before), _seeded(after), args)
+    found = differences(_seeded(before), _seeded(after), args, atol=_rounding(after))
     if any(isinstance(a, Tensor) and a.requires_grad for a in args):
         pairs = list(zip(gradients(_seeded(before), args), gradients(_seeded(after), args), strict=True))
         found += [f"gradient {i}" for i, (wanted, got) in enumerate(pairs) if not _close(wanted, got)]
@@ -44,6 +44,11 @@ def faults(step: Pass, before: GraphModule, after: GraphModule, args: Sequence[A
     if illegal:
         found.append(f"not legal: {illegal}")
     return found + _misrecorded(after, args) + _unstable(step, after, context)
+
+
+def _rounding(gm: GraphModule) -> float:
+    """A softmax that a model spells out and PyTorch's attention sum in another order."""
+    return 1e-6 if any(n.target is all_ops()["attention"].target for n in gm.graph.nodes) else 0.0
 
 
 def _seeded(gm: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,7 +176,7 @@ def test_the_whole_pipeline_is_eagers_function(name: str, dynamic: bool | None) 
     example = EXAMPLES[name]
     args = example.make(3, 5, False)
     seen = captured(example.function, *cloned(list(args)), change=change, dynamic=dynamic)
-    found = differences(_seeded(example.function), _seeded(seen.compiled), args)
+    found = differences(_seeded(example.function), _seeded(seen.compiled), args, atol=_rounding(seen.graph))
     assert not found, f"{name}: {'; '.join(found)}"
 
 
@@ -226,6 +231,8 @@ LOWERED = [n for n in EXAMPLES if "autocast" not in n and "another dtype" not in
 
 @every_size
 def test_lowering_to_a_kernel(op_with_a_kernel: Op, dynamic: bool | None) -> None:
+    if op_with_a_kernel.name == "attention":
+        pytest.skip("PyTorch's attention lays its results out in another order, which no kernel is put in place of; one query is tested in tests/kernels")
     found = {name: lowered(op_with_a_kernel, name, dynamic) for name in LOWERED}
     assert sum(count for count, _ in found.values()), f"no example in graph_cases.py is recognised as {op_with_a_kernel.name}"
     wrong = [f"{name}: {f}" for name, (_, faulty) in found.items() for f in faulty]
@@ -238,8 +245,12 @@ def test_a_kernel_is_refused_where_it_would_change_the_layout(op_with_a_kernel: 
     strided = {n: a.transpose(0, 1).contiguous().transpose(0, 1) if isinstance(a, Tensor) and a.ndim > 1 else a for n, a in made.items()}
     if all(t.is_contiguous() for t in tree_leaves(op_with_a_kernel.reference(**strided))):
         return
-    with pytest.raises(KernelRefused, match="it returns contiguous tensors, and the model goes on with other strides"):
-        lowered(op_with_a_kernel, "operands of different layouts", None)
+    try:
+        count, _ = lowered(op_with_a_kernel, "operands of different layouts", None)
+    except KernelRefused as e:
+        assert "it returns contiguous tensors, and the model goes on with other strides" in str(e)
+    else:
+        assert count == 0, f"{op_with_a_kernel.name} was lowered where the model goes on with other strides"
 
 
 # --- passes that are wrong in one way each ------------------------------------------------------------
