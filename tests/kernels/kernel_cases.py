@@ -102,7 +102,8 @@ def _norm_and_rotation_settings(dtype: torch.dtype) -> dict[str, Setting]:
     single, both = torch.float32, dict(list(_norm_settings(dtype).items())[:3])
     turns = {n: s for n, s in _turned(_rotation_settings(dtype), "q_tail", "k_tail").items() if n not in ("in_single", "rounds")}
     found = {n: {"compute_dtype": single, "round_dtype": dtype, **s} for n, s in turns.items()}
-    return found | both | {"swapped": {**found["halves"], "swap": 1, "cos": torch.randn(2, 1, 1, 8), "sin": torch.randn(2, 1, 1, 8)}}
+    tables = {name: torch.linspace(-1, last, 16).reshape(2, 1, 1, 8) for name, last in (("cos", 1.0), ("sin", 2.0))}  # of any position: these change place
+    return found | {f"norm_{n}": s for n, s in both.items()} | {"swapped": {**found["halves"], "swap": 1, **tables}}
 
 
 # Op -> the settings worth testing, as changes to the arguments that `op.inputs` makes: None removes a tensor, a dtype casts it.

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:overflow encou
 OPS = {n: op for n, op in all_ops().items() if "triton" in op.implementations and n not in APART}
 CASES = [pytest.param(OPS[o], d, s, id=f"{o}-{d}-{s}") for o in OPS for d, t in DTYPES.items() for s in settings(OPS[o], t)]
 OF_ANY_WIDTH = [c for c in CASES if len(widths(c.values[0])) > 1]
-LAID_OUT = ("rounds_then_weight", "offset_in_single", "default", "halves", "neighbours", "last_tail")
+LAID_OUT = ("rounds_then_weight", "offset_in_single", "default", "neighbours")
 SIZES = {"B": 2, "T": 3}
 
 

@@ -40,14 +40,15 @@ class Sizes:
         symbols = _symbols([s for t in values for s in t.shape])
         leading = dict.fromkeys(s for n in given for s in val(n).shape[:-1] if isinstance(s, int) and s > _LARGE)
         small = cycle(_SMALL)
-        self._of_symbols = {s: times * hint if s in fixed else next(small) for s, hint in sorted(symbols.items(), key=str)}
-        self._of_numbers = {s: next(small) for s in leading if s not in never}
+        self._of_symbols: dict[Any, int] = {s: times * hint if s in fixed else next(small) for s, hint in sorted(symbols.items(), key=str)}
+        self._of_numbers: dict[Any, int] = {s: next(small) for s in leading if s not in never}
 
     def __call__(self, size: Any) -> int:
         """The small size in place of a size or a symbol."""
         if isinstance(size, SymInt):
             return int(size.node.expr.subs(self._of_symbols))
-        return self._of_numbers[size] if size in self._of_numbers else int(size)
+        known: Any = self._of_numbers.get(size, size)
+        return known
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """The small shape of a node's value."""
