@@ -234,7 +234,7 @@ def test_inductor(name: str) -> None:
     got = zoo.logits(torch.compile(model, backend="hfgraph", options={"strict": True})(**inputs))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
     if golden.read()[name]["graphs"] == 1:
-        assert hfgraph.last_report().counts.get("rms_norm", 0) == golden.read()[name]["rms_norm"]
+        assert hfgraph.last_report().counts.get("rms_norm", 0) == golden.read()[name].get("rms_norm", 0)
 
 
 def judged(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
