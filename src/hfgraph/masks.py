@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from hfgraph.graph.alias import Aliases
 from hfgraph.graph.inline import inline
 from hfgraph.graph.op import OPS
 from hfgraph.graph.values import regions, val
@@ -23,14 +24,15 @@ _ADDED = (*_ALLOWED, "bias", "slopes", "masked")
 def share_masks(gm: GraphModule) -> int:
     """Give attentions that no kernel has taken, and whose reference needs their mask as a tensor, one tensor for all that have
     the same. Returns how many are made."""
-    modes = regions(gm.graph)
+    modes, aliases = regions(gm.graph), Aliases(gm.graph)
     groups: dict[Any, list[tuple[Node, Given]]] = defaultdict(list)
     for node in gm.graph.nodes:
         if node.target is OPS["attention"].target:
             given = OPS["attention"].bind(node.args, node.kwargs)
             names = _tabulated({n: val(a) if isinstance(a, Node) else a for n, a in given.items()})
             if names:
-                groups[(names, _key(given, names, modes[node]))].append((node, given))
+                written = any(isinstance(given[n], Node) and aliases.is_written(given[n]) for n in names)
+                groups[(names, node if written else _key(given, names, modes[node]))].append((node, given))
     for (names, _), members in groups.items():
         _share(members, names)
     return len(groups)

@@ -16,7 +16,7 @@ from hfgraph.graph.cost import number, work
 from hfgraph.graph.memory import STACK
 from hfgraph.graph.op import NAMESPACE
 from hfgraph.graph.origin import SITE, module_path, origin
-from hfgraph.graph.replacing import FROM, REPLACES, RULES
+from hfgraph.graph.replacing import FALSE, FROM, REPLACES, RULES
 from hfgraph.graph.rewrite import Event
 from hfgraph.graph.siblings import Siblings, siblings
 from hfgraph.graph.values import arguments, evaluated, same_layout, val
@@ -29,7 +29,6 @@ NAME = "merged_linear"
 PAYS: dict[tuple[str, torch.dtype | None], float] = {("cuda", None): math.inf, ("cpu", torch.bfloat16): 64}
 # Operators for which the strides of what they read matter.
 _FUSSY = frozenset({aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype})
-_FALSE = 1.03  # as in `hfgraph.graph.replacing`
 
 
 def merge(gm: GraphModule, *, always: bool = False, sabotage: bool = False) -> tuple[list[Event], list[Event]]:
@@ -137,7 +136,7 @@ def _part(gm: GraphModule, old: Node, place: tuple[Any, ...], names: tuple[str, 
     if dense:
         node = _made(gm.graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format}), meta)
     if sabotage:
-        node = _made(gm.graph.call_function(aten.mul.Tensor, (node, _FALSE)), meta)
+        node = _made(gm.graph.call_function(aten.mul.Tensor, (node, FALSE)), meta)
     node.meta[REPLACES] = old.name
     return node
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from recipes import PLAIN, assert_equal, compiled, tiny, tokens
+from recipes import PLAIN, assert_equal, compiled, graphs, tiny, tokens
 from torch import Tensor, nn
 
 import hfgraph
@@ -117,10 +118,11 @@ def test_b23_heads(size: int, heads: int, groups: int) -> None:
     for length in (1, 9):
         ids = tokens(2, length)
         assert_equal(f(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
-    (site,) = attentions()
-    report = hfgraph.explain(model, tokens(2, 9), use_cache=False)
-    shapes = {n.name: n.shape for g in report.graphs for n in g.after.nodes if n.name == site.node} if hasattr(report.graphs[0].after.nodes[0], "shape") else {}
-    assert not shapes or all(str(size) in str(s) for s in shapes.values())
+    nodes = {n.name: n for n in hfgraph.explain(model, tokens(2, 9), use_cache=False).graphs[0].after.nodes}
+    (call,) = [n.call for n in nodes.values() if n.call.startswith("attention(")]
+    for key in ("k", "v"):
+        name = re.search(rf"\b{key}=(\w+)", call)
+        assert name is not None and re.fullmatch(rf"f32 \[2, {groups}, \w+, {size}\]", nodes[name[1]].value)
 
 
 @torch.no_grad()
@@ -248,3 +250,128 @@ def test_masked_scores_that_a_negative_factor_turns_round_are_left_alone() -> No
     x = torch.randn(1, 2, 5, 8)
     assert_equal(compiled(attend)(x, x, x), attend(x, x, x))
     assert not attentions()
+
+
+# --- what must not be read as more, or less, than it is ------------------------------------------------
+
+LOW = torch.finfo(torch.float32).min
+CAUSAL = torch.ones(5, 5).tril().bool()
+SINK = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0])
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.transpose(-1, -2) * 0.3
+
+
+def with_sink(s: Tensor, sink: Tensor) -> Tensor:
+    return torch.cat([s, sink.reshape(1, -1, 1, 1).expand(s.shape[0], -1, s.shape[2], 1)], -1)
+
+
+ODD: dict[str, Any] = {
+    "a number before the cap": lambda q, k, v: (torch.tanh((scores(q, k) + 1.5) / 2.0) * 2.0).softmax(-1) @ v,
+    "the row's maximum before the cap": lambda q, k, v: (torch.tanh((s := scores(q, k)) - s.amax(-1, keepdim=True)) * 2.0).softmax(-1) @ v,
+    "a bias inside baddbmm before the cap": lambda q, k, v: (
+        (torch.tanh(torch.baddbmm(SINK.repeat(10, 5, 1), q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).view(2, 5, 5, 5) / 2.0) * 2.0).softmax(-1) @ v
+    ),
+    "a number that the sink lacks": lambda q, k, v: with_sink(scores(q, k) + 1.5, SINK).softmax(-1)[..., :-1] @ v,
+    "a maximum that the sink lacks": lambda q, k, v: with_sink((s := scores(q, k)) - s.amax(-1, keepdim=True), SINK).softmax(-1)[..., :-1] @ v,
+    "a scale that the sink shares": lambda q, k, v: (with_sink(q @ k.transpose(-1, -2), SINK) * 0.3).softmax(-1)[..., :-1] @ v,
+    "a bias that the sink shares": lambda q, k, v: (with_sink(scores(q, k), SINK) + SINK[:, None, None]).softmax(-1)[..., :-1] @ v,
+    "a sink for each query": lambda q, k, v: torch.cat([scores(q, k), SINK[:, None].expand(2, 5, 5, 1)], -1).softmax(-1)[..., :-1] @ v,
+    "distances beside a sink": lambda q, k, v: with_sink(scores(q, k) + 0.7 * (torch.arange(5) + 3.0) * torch.ones(5, 1, 1), SINK).softmax(-1)[..., :-1] @ v,
+    "queries before the first key": lambda q, k, v: (
+        scores(q, k[:, :, :3]).masked_fill(torch.arange(3) > torch.arange(5)[:, None] - 2, LOW).softmax(-1) @ v[:, :, :3]
+    ),
+    "queries before the first key, -inf": lambda q, k, v: (
+        scores(q, k[:, :, :3]).masked_fill(torch.arange(3) > torch.arange(5)[:, None] - 2, float("-inf")).softmax(-1) @ v[:, :, :3]
+    ),
+    "not of two numbers": lambda q, k, v: scores(q, k).masked_fill(((torch.arange(5) & 1) == 0).logical_not().logical_not(), LOW).softmax(-1) @ v,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@torch.no_grad()
+def test_odd_scores_are_what_the_model_says(name: str) -> None:
+    """As many heads as queries, so that neither is taken for the other."""
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 5, 5, 8, generator=generator) for _ in range(3))
+    torch.testing.assert_close(compiled(ODD[name])(q, k, v), ODD[name](q, k, v), atol=1e-5, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("fill", [float("-inf"), LOW])
+@torch.no_grad()
+def test_rows_without_keys_in_a_float_mask(fill: float) -> None:
+    """PyTorch's operator gives zeros for -inf, where a softmax that is written out gives NaN."""
+
+    def attend(q: Tensor, padding: Tensor) -> Tensor:
+        mask = torch.zeros(2, 1, 1, 5).masked_fill(padding[:, None, None] == 0, fill)
+        return F.scaled_dot_product_attention(q, q, q, mask)
+
+    q, padding = torch.randn(2, 2, 5, 8), torch.tensor([[0, 0, 0, 0, 0], [0, 1, 1, 1, 1]])
+    assert_equal(compiled(attend)(q, padding), attend(q, padding))
+    assert len(attentions()) == 1
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_the_lowest_number_of_one_dtype_is_infinite_in_another(narrow: torch.dtype) -> None:
+    """Masked in float32, then cast: a query without keys is NaN."""
+
+    def attend(q: Tensor, padding: Tensor) -> Tensor:
+        return scores(q, q).masked_fill(padding[:, None, None] == 0, LOW).to(narrow).softmax(-1).float() @ q
+
+    def added(q: Tensor, padding: Tensor) -> Tensor:
+        mask = torch.zeros(2, 1, 1, 5).masked_fill(padding[:, None, None] == 0, LOW).to(narrow)
+        return (scores(q, q) + mask.float()).softmax(-1) @ q
+
+    q, padding = torch.randn(2, 2, 5, 8), torch.tensor([[0, 0, 0, 0, 0], [0, 1, 1, 1, 1]])
+    for f in (attend, added):
+        got, want = compiled(f)(q, padding), f(q, padding)
+        assert want.isnan().any()
+        torch.testing.assert_close(got, want, atol=2e-2, rtol=0, equal_nan=True)
+
+
+@torch.no_grad()
+def test_a_counter_that_stops_counting_is_no_start() -> None:
+    def attend(q: Tensor, k: Tensor, length: Tensor) -> Tensor:
+        mask = torch.arange(24) <= torch.arange(2)[:, None] + length.clamp_max(10)
+        return F.scaled_dot_product_attention(q, k, k, mask, scale=0.3)
+
+    q, k = torch.randn(1, 2, 2, 8), torch.randn(1, 2, 24, 8)
+    f = compiled(attend)
+    for length in (3, 9, 10, 15):
+        assert_equal(f(q, k, torch.tensor(length)), attend(q, k, torch.tensor(length)))
+    assert [s.note for s in attentions()] == ["full, mask as a tensor"]
+
+
+@torch.no_grad()
+def test_keys_written_after_their_heads_were_repeated() -> None:
+    def attend(q: Tensor, cache: Tensor) -> Tensor:
+        k = cache[:, :, None].expand(2, 2, 2, 5, 8).reshape(2, 4, 5, 8)
+        cache.zero_()
+        return F.scaled_dot_product_attention(q, k, k, scale=0.3)
+
+    q, cache = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
+    assert_equal(compiled(attend)(q, cache.clone()), attend(q, cache.clone()))
+
+
+@torch.no_grad()
+def test_layers_do_not_share_a_mask_that_is_written_between_them() -> None:
+    def two(q: Tensor, mask: Tensor) -> Tensor:
+        first = F.scaled_dot_product_attention(q, q, q, mask, scale=0.3)
+        mask.view(-1).logical_not_()
+        return first + F.scaled_dot_product_attention(q, q, q, mask, scale=0.3)
+
+    q, mask = torch.randn(2, 2, 5, 8), CAUSAL.repeat(2, 1, 1, 1)
+    assert_equal(compiled(two)(q, mask.clone()), two(q, mask.clone()))
+
+
+@torch.no_grad()
+def test_reading_a_mask_adds_no_guard() -> None:
+    """A batch of one and a prompt of one token are served by the graph for symbolic sizes, padded or not."""
+    model = tiny("llama")
+    f = compiled(model, dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for shape in ((2, 9), (3, 7), (4, 20)):
+        f(tokens(*shape), attention_mask=torch.ones(shape, dtype=torch.long), use_cache=False)
+    assert graphs() == 1

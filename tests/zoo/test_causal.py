@@ -40,9 +40,6 @@ NOT_IN_BFLOAT16 = {
     "xlstm": "its recurrence multiplies float32 states by bfloat16 weights",
 }
 
-# Models that eager itself cannot run in bfloat16, and what it says.
-FLOAT32_ONLY = {"inkling2_text": "expected m1 and m2 to have the same dtype"}
-
 pytestmark = pytest.mark.filterwarnings(
     # Dynamo itself, where a model calls a custom autograd function.
     "ignore:.*torch.autograd.function.Function.*should not be instantiated:DeprecationWarning",

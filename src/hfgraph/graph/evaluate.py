@@ -13,6 +13,7 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils._python_dispatch import _disable_current_modes
 
 from hfgraph.graph.values import is_symbol, val
 
@@ -102,8 +103,9 @@ def evaluate(roots: Sequence[Node], sizes: Sizes, given: Mapping[Node, Tensor]) 
         CannotEvaluate: an input that is not given, an operator that fails on these values.
     """
     values: dict[Node, Any] = dict(given)
-    for node in _order(roots, values):
-        values[node] = _run(node, values, sizes)
+    with torch.no_grad(), _disable_current_modes():
+        for node in _order(roots, values):
+            values[node] = _run(node, values, sizes)
     return [values[r] for r in roots]
 
 

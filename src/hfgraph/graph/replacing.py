@@ -47,10 +47,14 @@ def stand_in(new: Node, old: Node) -> None:
         new.meta[REPLACES] = old.meta.get(REPLACES, old.name)
 
 
+# What sabotage multiplies by: small enough to look plausible, large enough to matter.
+FALSE = 1.03
+
+
 def falsified(graph: Graph, node: Node, before: Node) -> Node:
-    """Three per cent off: small enough to look plausible, large enough to matter."""
+    """A result that sabotage has made wrong."""
     with graph.inserting_before(before):
-        wrong = graph.call_function(torch.ops.aten.mul.Tensor, (node, 1.03))
+        wrong = graph.call_function(torch.ops.aten.mul.Tensor, (node, FALSE))
     wrong.meta = {**node.meta}
     node.meta = {k: v for k, v in node.meta.items() if k != REPLACES}
     return wrong

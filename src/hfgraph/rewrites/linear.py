@@ -134,7 +134,7 @@ def _region(end: Node, x: Node, behind: dict[Node, frozenset[Node]], view: View)
             table = next(a for a in _inputs(node) if a is not inside[0])
             same[table] = next((t for t in same.values() if view.same(t, table)), table)
             stack += inside
-        elif (node.target in _SUMS and not node.kwargs and len(node.args) == len(_inputs(node)) == 2) or (node.target in LINEAR and len(nodes) < _MOST_NODES):
+        elif _is_sum(node) or (node.target in LINEAR and len(nodes) < _MOST_NODES):
             stack += _inputs(node)
         else:
             return None
@@ -142,6 +142,7 @@ def _region(end: Node, x: Node, behind: dict[Node, frozenset[Node]], view: View)
 
 
 def _is_sum(node: Node) -> bool:
+    """Of two tensors, as they are."""
     return node.target in _SUMS and not node.kwargs and len(node.args) == len(_inputs(node)) == 2
 
 

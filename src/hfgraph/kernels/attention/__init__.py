@@ -149,6 +149,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, causal: bool, 
     grouped = q.ndim > 3 and not same_size(q.shape[-3], k.shape[-3])
     if grouped and same_size(q.shape[-2], 1) and _is_one_row(added):
         return _folded(q, k, v, added, scale)
+    added = None if added is None else torch.atleast_2d(added)  # type: ignore[assignment]  (the operator takes no vector)
     return F.scaled_dot_product_attention(q, k, v, added, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 

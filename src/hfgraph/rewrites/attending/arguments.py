@@ -29,12 +29,13 @@ class Arguments(NamedTuple):
     words: str
 
 
-def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, base: Structure | None) -> Arguments | Refusal:
+def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, base: Structure | None, *, beside_sinks: bool = False) -> Arguments | Refusal:
     """Arguments of the op for a mask over the pairs of `q` and `k`.
 
     Args:
         before: where helper nodes may go.
         base: a structure that holds besides the mask.
+        beside_sinks: what is the same for all keys counts, too, and so no bias may be written in another way.
     """
     unfit = _unfit(parts, q, k)
     if unfit is not None:
@@ -43,7 +44,7 @@ def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, 
     if base is not None and not masking.structure.is_full:
         return Refusal("a causal attention has a mask with a structure of its own", before)
     structure = masking.structure if base is None else base
-    slopes, biases = _slopes(parts.biases, q, k, view)
+    slopes, biases = (None, parts.biases) if beside_sinks else _slopes(parts.biases, q, k, view)
     named: dict[str, Any] = {
         "mask": _conjunction(masking.factors, view, before),
         "bias": _sum(biases, view, before),
@@ -55,12 +56,24 @@ def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, 
         "offset": structure.offset,
         "slopes": slopes,
     }
-    if masking.factors and parts.fills:
+    if parts.fills and (masking.factors or not _has_own_key(structure, masking, q, k)):
         if len(parts.fills) > 1:
             return Refusal(f"masked scores are {' and '.join(str(f) for f in sorted(parts.fills))}", before)
         named["masked"] = next(iter(parts.fills))
     given = {n: a for n, a in named.items() if a is not None}
     return Arguments(given, in_words(given, masking.reason))
+
+
+def _has_own_key(structure: Structure, masking: Masking, q: Node, k: Node) -> bool:
+    """Every query stands at the position of a key, which each structure lets it attend to."""
+    if structure.is_full:
+        return True
+    if masking.start is not None:
+        return False
+    queries, keys = val(q).shape[-2], val(k).shape[-2]
+    if structure.offset is None:
+        return same_size(queries, keys) or same_size(queries, 1) or (isinstance(queries, int) and isinstance(keys, int) and queries <= keys)
+    return isinstance(queries, int) and isinstance(keys, int) and 0 <= structure.offset <= keys - queries
 
 
 def in_words(named: Mapping[str, Any], reason: str) -> str:
@@ -181,9 +194,19 @@ def _unfit(parts: Parts, q: Node, k: Node) -> Node | None:
     return None
 
 
-def per_head(sinks: Node, q: Node) -> Node | None:
-    """The (H,) vector that a tensor of sinks was made of."""
+def per_head(sinks: Node, q: Node, k: Node) -> Node | None:
+    """The (H,) vector that a tensor of sinks repeats for every query."""
     node: Any = sinks
     while isinstance(node, Node) and node.target in (aten.expand.default, aten.reshape.default, aten.to.dtype, aten.unsqueeze.default):
         node = node.args[0]
-    return node if isinstance(node, Node) and val(node).ndim == 1 and same_size(val(node).shape[0], val(q).shape[-3]) else None
+    if not isinstance(node, Node) or val(node).ndim != 1 or not same_size(val(node).shape[0], val(q).shape[-3]):
+        return None
+    try:
+        for sizes in Pairs(q, k).trials([Factor(sinks)]):
+            numbers = torch.arange(val(node).shape[0]).to(val(node).dtype)
+            (values,) = evaluate([sinks], sizes, {node: numbers})
+            if not torch.equal(values, numbers.to(values.dtype)[:, None, None].expand(values.shape)):
+                return None
+    except CannotEvaluate:
+        return None
+    return node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ class Parts:
 
     def condition(self, node: Node, negated: bool = False) -> None:
         """Take a boolean tensor apart."""
-        if negated == (node.target in _OR) and node.target in _AND | _OR:
+        if negated == (node.target in _OR) and node.target in _AND | _OR and _is_bool(operand(node)) and _is_bool(operand(node, 1)):
             self.condition(operand(node), negated)
             self.condition(operand(node, 1), negated)
         elif node.target in _NOT:
@@ -75,10 +75,23 @@ class Parts:
     def added(self, node: Node, factor: float = 1.0) -> None:
         """Take apart a tensor that, times a number, is added to the scores: masks to conditions, the rest stays a bias."""
         step = _ADDED.get(node.target)
-        if _is_broadcast(node) or (node.target is aten.to.dtype and val(operand(node)).is_floating_point()):
+        if _is_broadcast(node):
             self.added(operand(node), factor)
+        elif node.target is aten.to.dtype and val(operand(node)).is_floating_point():
+            inner = Parts()
+            inner.added(operand(node), factor)
+            self.take(inner, [val(node).dtype])
         elif step is None or not step(self, node, factor):
             self.biases.append(Bias(node, factor))
+
+    def take(self, inner: Parts, dtypes: Sequence[torch.dtype]) -> None:
+        """Take over the parts of a tensor that is then cast, to one dtype after the other: the lowest number of one is infinite in another."""
+        self.factors += inner.factors
+        self.biases += inner.biases
+        for fill in inner.fills:
+            for dtype in dtypes:
+                fill = torch.tensor(fill, dtype=torch.float64).to(dtype).item()
+            self.fills.add(float(fill))
 
     def mask(self, condition: Node, fill: float, negated: bool) -> None:
         """Pairs that fail a condition get the score `fill`."""

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from hfgraph.graph.evaluate import CannotEvaluate, Sizes, data
 from hfgraph.graph.recogniser import View
-from hfgraph.graph.values import val
+from hfgraph.graph.values import same_size, val
 from hfgraph.rewrites.attending.factors import Factor, Parts
 from hfgraph.rewrites.attending.pairs import Pairs, ancestors, conjunction
 from hfgraph.rewrites.attending.segments import segments_of, states_the_same
@@ -64,16 +64,16 @@ class _Reader:
             return Masking(factors=(*positional, *dependent), reason=found)
         return self.with_segments(self.with_start(Masking(found, dependent)))
 
-    def structure(self, factors: Sequence[Factor], counter: Node | None = None, starts: Sequence[int] = ()) -> Structure | str:
+    def structure(self, factors: Sequence[Factor], counter: Node | None = None) -> Structure | str:
         """The structure of some factors together, or why they have none.
 
         Args:
-            counter: an input that holds the position of the first query; `starts` are tried for it.
+            counter: an input that holds the position of the first query; many are tried for it.
         """
         tables = []
         try:
             for sizes in self.pairs.trials(factors):
-                for start in starts or (None,):
+                for start in (None,) if counter is None else self.pairs.starts(factors, sizes):
                     given = {} if counter is None or start is None else {counter: torch.full(val(counter).shape, start, dtype=val(counter).dtype)}
                     table = self.table(factors, given, sizes, start)
                     if table is None:
@@ -98,7 +98,7 @@ class _Reader:
         counter = next(iter(counters), None)
         if counter is None or len(counters) > 1 or not masking.structure.is_full:
             return masking
-        found = self.structure(mine, counter, (0, 1, 4))
+        found = self.structure(mine, counter)
         readers = [n for n in ancestors([f.node for f in mine]) if counter in n.all_input_nodes]
         if isinstance(found, str) or any(w < max(readers) for w in self.view.aliases.writes([counter])):
             return masking
@@ -109,7 +109,9 @@ class _Reader:
         """The one whole number that a factor depends on besides positions."""
         found = data(factor.node, self.known)
         only = next(iter(found)) if len(found) == 1 else None
-        return only if only is not None and val(only).numel() == 1 and val(only).dtype in (torch.int64, torch.int32) else None
+        if only is None or val(only).dtype not in (torch.int64, torch.int32):
+            return None
+        return only if all(same_size(s, 1) for s in val(only).shape) else None
 
     def with_segments(self, masking: Masking) -> Masking:
         """Pairs whose entries of one (B, K) tensor are equal: several sequences packed into one."""

@@ -43,6 +43,12 @@ class Pairs:
         """How many queries and keys there are."""
         return shape(self.q, sizes)[-2], shape(self.k, sizes)[-2]
 
+    def starts(self, factors: Sequence[Factor], sizes: Sizes) -> list[int]:
+        """Positions to try for the first query: the first and the last ones, powers of two and the mask's own numbers, and those beside them."""
+        queries, keys = self.count(sizes)
+        marks = [*(2**i for i in range(keys.bit_length())), *_numbers(ancestors([f.node for f in factors])), keys - queries, keys]
+        return sorted({0, *(m + d for m in marks for d in (-1, 0, 1) if 0 <= m + d <= keys)})
+
     def many(self, sizes: Sizes) -> int:
         """How many pairs there are."""
         queries, keys = self.count(sizes)

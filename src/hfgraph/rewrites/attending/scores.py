@@ -29,6 +29,7 @@ class Scores:
         softcap: see `attention`.
         parts: masks and biases.
         sinks: the tensor of one more score for each query, with dims as the scores have.
+        casts: what the scores are cast to on the way that is left to the softmax, the last cast first.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -36,6 +37,7 @@ class Scores:
     softcap: float = 0.0
     parts: Parts = field(default_factory=Parts)
     sinks: Node | None = None
+    casts: list[torch.dtype] = field(default_factory=list)
 
     @property
     def product(self) -> Node:
@@ -99,8 +101,9 @@ def _product(scores: Scores, node: Node) -> None:
     if given["beta"] not in (0, 1):
         raise Stuck(f"baddbmm with beta = {given['beta']}", node)
     _scaled(scores, float(given["alpha"]), node)
-    if given["beta"] == 1 and isinstance(given["self"], Node):
-        scores.parts.added(given["self"], scores.scale / float(given["alpha"]))
+    if given["beta"] == 1 and isinstance(given["self"], Node) and constant(given["self"]) != 0:
+        _not_capped(scores, node)
+        _taken(scores, lambda parts: parts.added(given["self"], scores.scale / float(given["alpha"])))
 
 
 def _scaled(scores: Scores, factor: float, node: Node) -> None:
@@ -114,7 +117,9 @@ def _scaled(scores: Scores, factor: float, node: Node) -> None:
 
 
 def _through(scores: Scores, node: Node) -> Node:
-    del scores
+    if not val(node).is_floating_point():
+        raise Stuck(f"the scores become {val(node).dtype}", node)
+    scores.casts.append(val(node).dtype)
     return operand(node)
 
 
@@ -165,12 +170,13 @@ def _add(scores: Scores, node: Node) -> Node:
     if given["alpha"] != 1:
         raise Stuck(f"a sum with alpha = {given['alpha']}", node)
     kept, other = (a, b) if holds_product(a) else (b, a)
+    _not_capped(scores, node)
     if constant(other) is not None and not is_mask(constant(other), val(node).dtype):
-        return kept  # the same for all keys: the softmax does not see it
+        _is_for_all_keys(scores, node)
+        return kept
     if not isinstance(other, Node) or not isinstance(kept, Node):
         raise Stuck(f"{other} is added to the scores", node)
-    _not_capped(scores, node)
-    scores.parts.added(other, scores.scale)
+    _taken(scores, lambda parts: parts.added(other, scores.scale))
     return kept
 
 
@@ -183,8 +189,16 @@ def _subtract(scores: Scores, node: Node) -> Node:
     found = largest[-1] if largest and largest[-1].target in (aten.amax.default, aten.max.dim) else None
     if found is None or found.args[0] is not kept or found.args[1] not in (-1, [-1]):
         raise Stuck(f"{other} is subtracted from the scores", node)
+    _not_capped(scores, node)
+    _is_for_all_keys(scores, node)
     scores.nodes += largest
     return kept
+
+
+def _is_for_all_keys(scores: Scores, node: Node) -> None:
+    """What is the same for all keys of a query a softmax does not see, unless a sink stands beside them that it is not added to."""
+    if scores.sinks is not None:
+        raise Stuck("something is added to all scores but the sink's", node)
 
 
 def _floor(scores: Scores, node: Node) -> Node:
@@ -213,12 +227,19 @@ def _masked(scores: Scores, node: Node, condition: Any, fill: Any, negated: bool
     if value is None or not is_mask(value, val(node).dtype) or not isinstance(condition, Node):
         raise Stuck(f"masked scores become {fill}, which is not low enough to mask", node)
     _not_capped(scores, node)
-    scores.parts.mask(condition, value, negated)
+    _taken(scores, lambda parts: parts.mask(condition, value, negated))
+
+
+def _taken(scores: Scores, take: Callable[[Parts], None]) -> None:
+    """Parts that a step adds, as they are once the scores have gone through all casts above it."""
+    found = Parts()
+    take(found)
+    scores.parts.take(found, scores.casts[::-1])
 
 
 def _not_capped(scores: Scores, node: Node) -> None:
     if scores.softcap:
-        raise Stuck("a mask or a bias is added before the scores are capped", node)
+        raise Stuck("something is added to the scores, or masks them, before they are capped", node)
 
 
 def _sink(scores: Scores, node: Node) -> Node:
@@ -229,6 +250,8 @@ def _sink(scores: Scores, node: Node) -> Node:
     kept, sink = joined
     if not same_size(val(sink).shape[-1], 1):
         raise Stuck("more than one sink for each query", node)
+    if scores.scale != 1.0 or scores.softcap or scores.parts != Parts():
+        raise Stuck("the sink is scaled, capped or masked together with the scores", node)
     scores.sinks = sink
     return kept
 

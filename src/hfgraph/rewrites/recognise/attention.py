@@ -40,6 +40,7 @@ def _of_sdpa(node: Node, view: View) -> Found | Refusal | None:
         parts.condition(mask)
     elif mask is not None:
         parts.added(mask)
+        parts.fills.discard(float("-inf"))  # a query without keys gets zeros here, not NaN
     base = Structure(right=0, offset=None if same_size(val(q).shape[-2], val(given["key"]).shape[-2]) else 0) if given["is_causal"] else None
     k, v, repeats = _ungrouped(given["key"], given["value"])
     masking = masking_arguments(parts, q, k, view, node, base)
@@ -80,10 +81,10 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
         parts = split_heads(parts, heads, val(split), view, output)  # type: ignore[arg-type]
     elif not val(q).ndim == val(top).ndim == val(v).ndim:
         return Refusal("queries, keys and values have another number of dims than their scores", top, nodes)
-    masking = masking_arguments(parts, q, k, view, output, None)
+    masking = masking_arguments(parts, q, k, view, output, None, beside_sinks=scores.sinks is not None)
     if isinstance(masking, Refusal):
         return masking
-    sinks = None if scores.sinks is None else per_head(scores.sinks, q)
+    sinks = None if scores.sinks is None else per_head(scores.sinks, q, k)
     if scores.sinks is not None and sinks is None:
         return Refusal("the sink is not one number for each head", scores.sinks, nodes)
     args: dict[str, Any] = {"q": q, "k": k, "v": v, **masking.named, "sinks": sinks, "scale": scores.scale, "softcap": scores.softcap}
