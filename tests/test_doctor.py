@@ -62,7 +62,8 @@ def test_all_is_well_here(checkup: doctoring.Checkup) -> None:
     found = {c.name: c.found for checks in checkup.sections.values() for c in checks}
     assert found["torch"].startswith(torch.__version__)
     assert "loaded: Python.h, OpenMP, C++20" in found["test program"]
-    assert "attention: cpp where it applies, else the reference, compiled by Inductor" in found["ops on cpu"]
+    ops = [c.found for c in checkup.sections["used"] if c.name == "ops on cpu"]
+    assert "attention: cpp where it applies, else the reference, compiled by Inductor" in ops
     assert found["rules"] == ", ".join(f"{len(rules(stage))} to {stage}" for stage in STAGES)
 
 
@@ -452,10 +453,8 @@ def test_no_gpu_is_no_fault() -> None:
 # --- ops and rules -----------------------------------------------------------------------------------
 
 
-def test_kernels_on_request(monkeypatch: Patch) -> None:
-    with_gpus(monkeypatch)
-    found = [c for c in lines(devices.ops) if c.name == "ops on cuda" and "rms_norm" in c.found.split(": ")[0].split(", ")]
-    assert [c.found.split(": ")[1] for c in found] == ["the reference, compiled by Inductor; triton on request"]
+def test_kernels_on_request() -> None:
+    assert devices._used(OPS["rms_norm"], "cuda") == (OK, "the reference, compiled by Inductor; triton on request")
 
 
 @pytest.mark.parametrize(("auto", "loads", "status", "words"), [
@@ -484,10 +483,12 @@ def test_a_kernel_that_is_chosen_must_load(auto: bool, loads: bool, status: str,
     assert devices._used(operator, "cpu") == (OK, "the reference, compiled by Inductor")
 
 
-def test_every_op_is_named() -> None:
-    said = " ".join(c.found for c in lines(devices.ops))
-    assert OPS
-    assert all(name in said for name in OPS)
+def test_every_op_is_named_or_counted() -> None:
+    *few, most = [c.found.split(": ")[0] for c in lines(devices.ops) if c.name == "ops on cpu"]
+    named = [name for names in few for name in names.split(", ")]
+    assert "attention" in named
+    assert set(named) < OPS.keys()
+    assert most == f"{len(OPS) - len(named)} others"
 
 
 def test_a_rule_that_cannot_be_imported(monkeypatch: Patch) -> None:

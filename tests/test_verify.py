@@ -11,7 +11,7 @@ from torch import nn
 import hfgraph
 from hfgraph import verifying
 from hfgraph.errors import MetaModel, NotAModel, NotAvailable, NothingCompiled
-from hfgraph.graph import rewrite
+from hfgraph.graph import replacing, rewrite
 from hfgraph.graph.judge import Float64, Recorder, judge
 
 
@@ -119,7 +119,8 @@ def test_a_graph_left_as_it_was_is_named() -> None:
 
 
 def test_an_unnoticed_sabotage_fails(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite, "_falsify", lambda graph, node, before: node)
+    for place in (replacing, rewrite):
+        monkeypatch.setattr(place, "falsified", lambda graph, node, before: node)
     verdict = hfgraph.verify(block, torch.randn(2, 5, 24), sabotage=True)
     assert not verdict.ok and not any(verdict.sabotage.values())
 
