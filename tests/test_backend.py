@@ -299,11 +299,20 @@ def test_a_kernel_asked_for_is_used() -> None:
     assert targets(gm) == {"hfgraph.rms_norm__triton.default"}
 
 
-def test_a_kernel_is_not_used_where_it_would_change_the_layout() -> None:
+def test_a_kernel_leaves_the_layout_as_the_model_has_it() -> None:
     gm = on_gpu(recognised(torch.randn(3, 5, 8).transpose(0, 1)))
-    with pytest.raises(KernelRefused, match="it returns contiguous tensors, and the model goes on with other strides"):
+    strides = [n.meta["val"].stride() for n in gm.graph.find_nodes(op="output")[0].all_input_nodes]
+    assert lower(gm, {"rms_norm": "triton"}) == 1
+    assert targets(gm) == {"hfgraph.rms_norm__triton.default", "aten.permute.default", "aten.clone.default"}
+    assert [n.meta["val"].stride() for n in gm.graph.find_nodes(op="output")[0].all_input_nodes] == strides == [(8, 40, 1)]
+
+
+def test_a_kernel_is_refused_where_no_copy_can_restore_the_layout() -> None:
+    gm = on_gpu(recognised(torch.randn(4, 128)[:, ::2]))
+    node = gm.graph.find_nodes(op="call_function", target=torch.ops.hfgraph.rms_norm.default)[0]
+    node.meta["val"] = torch.empty_strided((4, 64), (128, 2), device="meta")
+    with pytest.raises(KernelRefused, match=r"it returns contiguous tensors, and the model goes on with strides \(128, 2\)"):
         lower(gm, {"rms_norm": "triton"})
-    assert targets(gm) == {"hfgraph.rms_norm.default"}
 
 
 def test_a_kernel_that_cannot_run_is_refused_in_words() -> None:

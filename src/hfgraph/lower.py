@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from hfgraph.errors import KernelRefused
 from hfgraph.graph.op import OPS, Implementation, Op
-from hfgraph.graph.values import is_dense, tensors, val
+from hfgraph.graph.replacing import REPLACES, as_laid_out, stand_in
+from hfgraph.graph.values import evaluated, is_dense, same_places, tensors, val
 
 
 def lower(gm: GraphModule, kernels: Mapping[str, str]) -> int:
@@ -33,9 +35,31 @@ def lower(gm: GraphModule, kernels: Mapping[str, str]) -> int:
             continue
         chosen = _asked_for(op, node, kernels[op.name]) if op.name in kernels else _automatic(op, node, trained)
         if chosen is not None:
-            node.target = chosen.target
+            _put(gm.graph, op, node, chosen)
             lowered += 1
     return lowered
+
+
+def _put(graph: Graph, op: Op, node: Node, chosen: Implementation) -> None:
+    """The kernel in place of the op. Kernels return contiguous tensors: where the reference does not, a copy restores its strides.
+
+    Raises:
+        KernelRefused: no copy can restore them.
+    """
+    node.target = chosen.target
+    results = [node] if isinstance(val(node), Tensor) else [n for n in node.users if n.target is operator.getitem]
+    wanted = [val(r) for r in results]
+    for changed in dict.fromkeys((node, *results)):
+        changed.meta["val"] = evaluated(changed)
+    for result, old in zip(results, wanted, strict=True):
+        users = list(result.users)
+        made = as_laid_out(graph, result, old, {k: v for k, v in result.meta.items() if k != REPLACES}, result.next)
+        if not made and not same_places(val(result), old):
+            raise KernelRefused(op.name, chosen.name, f"it returns contiguous tensors, and the model goes on with strides {tuple(old.stride())}")
+        if made:
+            stand_in(made[-1], result)
+            for user in users:
+                user.replace_input_with(result, made[-1])
 
 
 def _is_trained(gm: GraphModule) -> bool:
@@ -53,8 +77,6 @@ def _asked_for(op: Op, node: Node, name: str) -> Implementation | None:
     if device != implementation.device:
         raise KernelRefused(op.name, name, f"it runs on {implementation.device}, the tensors are on {device}")
     args, kwargs = _values(node)
-    if not _is_laid_out_densely(node):
-        raise KernelRefused(op.name, name, "it returns contiguous tensors, and the model goes on with other strides (of a transposed input)")
     if not implementation.accepts(*args, **kwargs):
         shapes = ", ".join(f"{tuple(a.shape)} {a.dtype}" for a in args if isinstance(a, Tensor))
         raise KernelRefused(op.name, name, f"it does not take these arguments ({shapes})")
@@ -81,5 +103,5 @@ def _values(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _is_laid_out_densely(node: Node) -> bool:
-    """Kernels return contiguous tensors. Where the reference does not, a later view of the result might not exist."""
+    """No copy has to restore the reference's strides, which might cost what a kernel gains."""
     return all(is_dense(t) for t in tensors(val(node)))

@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from hfgraph.graph.cost import NOTHING, Work, work
 from hfgraph.graph.match import Matcher
 from hfgraph.graph.recogniser import Found, early_users
-from hfgraph.graph.values import evaluated, is_dense, same_layout, val
+from hfgraph.graph.values import evaluated, same_places, val
 
 # Meta keys of a rewritten node: the rules that made it, the node of the canonical graph whose value it computes, and all nodes
 # of the canonical graph whose work it does.
@@ -94,10 +94,11 @@ def replace_found(gm: GraphModule, matcher: Matcher, rule: str, found: Found, *,
         made += results
     new = []
     for result, old in zip(results, found.outputs, strict=True):
-        kept = _as_laid_out(gm.graph, result, old, meta, place)
+        laid_out = as_laid_out(gm.graph, result, val(old), meta, place)
+        kept = laid_out[-1] if laid_out else result
         stand_in(kept, old)
         new.append(falsified(gm.graph, kept, place) if falsify else kept)
-        made += [kept, new[-1]]
+        made += [*laid_out, new[-1]]
     made = list(dict.fromkeys(made))
     for n in made:
         matcher.added(n, place)
@@ -114,8 +115,32 @@ def _call(graph: Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return node
 
 
-def _as_laid_out(graph: Graph, new: Node, old: Node, meta: dict[str, Any], before: Node) -> Node:
-    """Views further on were made for the old strides; where an op has others, a copy restores dense ones."""
-    if same_layout(val(new), val(old)) or not is_dense(val(old)):
-        return new
-    return _call(graph, torch.ops.aten.clone.default, (new,), {"memory_format": torch.contiguous_format}, meta, before)
+def as_laid_out(graph: Graph, new: Node, old: Tensor, meta: dict[str, Any], before: Node) -> list[Node]:
+    """Views further on were made for the old strides; where a result has others, a copy restores them.
+
+    Returns:
+        The nodes that do so, the result last; none where nothing is to be done, or the old strides leave gaps or overlap.
+    """
+    if same_places(val(new), old):
+        return []
+    order = sorted(range(old.ndim), key=lambda dim: _stride(old, dim), reverse=True)
+    copied, dense = torch.ops.aten.clone.default, {"memory_format": torch.contiguous_format}
+    if order == list(range(old.ndim)):
+        steps = [(copied, (), dense)]
+    else:
+        back = sorted(range(old.ndim), key=order.__getitem__)
+        steps = [(torch.ops.aten.permute.default, (order,), {}), (copied, (), dense), (torch.ops.aten.permute.default, (back,), {})]
+    made: list[Node] = []
+    for target, args, kwargs in steps:
+        made.append(_call(graph, target, (made[-1] if made else new, *args), kwargs, meta, before))
+    if same_places(val(made[-1]), old):
+        return made
+    for node in reversed(made):
+        graph.erase_node(node)
+    return []
+
+
+def _stride(value: Tensor, dim: int) -> float:
+    """A stride for comparing: a symbolic one as it was when traced, if data does not decide it. Whether it holds for other sizes is checked."""
+    stride = value.stride(dim)
+    return float(stride if isinstance(stride, int) else stride.node.hint or 0)

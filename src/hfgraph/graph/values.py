@@ -65,6 +65,12 @@ def same_layout(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.device == b.device and same_shape(a, b) and all(same_size(x, y) for x, y in zip(a.stride(), b.stride(), strict=True))
 
 
+def same_places(a: Tensor, b: Tensor) -> bool:
+    """Same layout, but for the strides of dimensions of size one, which no element's place depends on."""
+    same = a.dtype == b.dtype and a.device == b.device and same_shape(a, b)
+    return same and all(same_size(n, 1) or same_size(x, y) for n, x, y in zip(a.shape, a.stride(), b.stride(), strict=True))
+
+
 def is_dense(value: Tensor) -> bool:
     """Known to be contiguous, without adding a guard."""
     return bool(is_contiguous_or_false(value))
