@@ -255,6 +255,7 @@ def test_masked_scores_that_a_negative_factor_turns_round_are_left_alone() -> No
 # --- what must not be read as more, or less, than it is ------------------------------------------------
 
 LOW = torch.finfo(torch.float32).min
+INFINITE = float("-inf")
 CAUSAL = torch.ones(5, 5).tril().bool()
 SINK = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0])
 
@@ -310,6 +311,63 @@ def test_rows_without_keys_in_a_float_mask(fill: float) -> None:
     q, padding = torch.randn(2, 2, 5, 8), torch.tensor([[0, 0, 0, 0, 0], [0, 1, 1, 1, 1]])
     assert_equal(compiled(attend)(q, padding), attend(q, padding))
     assert len(attentions()) == 1
+
+
+def causal() -> Tensor:
+    return torch.ones(5, 5).tril().bool()
+
+
+def pads(padding: Tensor) -> Tensor:
+    return torch.zeros(2, 1, 1, 5).masked_fill(padding[:, None, None] == 0, LOW)
+
+
+STACKED: dict[str, tuple[Any, str]] = {
+    "a mask added to scores masked before": (lambda s, p: torch.where(causal(), s, LOW) + pads(p), "full, bias as a tensor"),
+    "to scores filled before": (lambda s, p: s.masked_fill(~causal(), LOW) + pads(p), "full, bias as a tensor"),
+    "two masks added": (lambda s, p: s + torch.zeros(5, 5).masked_fill(~causal(), LOW) + pads(p), "full, bias as a tensor"),
+    "a sum of two masks added": (lambda s, p: s + (torch.zeros(5, 5).masked_fill(~causal(), LOW) + pads(p)), "full, bias as a tensor"),
+    "numbers that do not overflow": (lambda s, p: s.masked_fill(~causal(), -1e35) + pads(p) * 1e-3, "full, bias as a tensor"),
+    "a mask and a bias": (lambda s, p: torch.where(causal(), s + SINK, LOW) + pads(p), "full, bias as a tensor"),
+    "infinite, so no less": (
+        lambda s, p: s.masked_fill(~causal(), INFINITE) + torch.zeros(2, 1, 1, 5).masked_fill(p[:, None, None] == 0, INFINITE),
+        "causal, padding as a tensor",
+    ),
+    "written over a mask that was added": (lambda s, p: torch.where(causal(), s + pads(p), LOW), "causal, padding as a tensor"),
+    "lifted again": (lambda s, p: torch.maximum(torch.where(causal(), s, LOW) + pads(p), torch.tensor(LOW)), "causal, padding as a tensor"),
+}
+
+
+@torch.no_grad()
+def test_a_mask_from_outside_over_scores_masked_before() -> None:
+    """The mask is a graph's input, after a break for instance: what it holds is not known."""
+
+    def attend(q: Tensor, mask: Tensor) -> Tensor:
+        return (scores(q, q).masked_fill(~causal(), -1e35) + mask).softmax(-1) @ q
+
+    def bounded(q: Tensor, mask: Tensor) -> Tensor:
+        return torch.maximum(scores(q, q).masked_fill(~causal(), LOW) + mask, torch.tensor(LOW)).softmax(-1) @ q
+
+    q, mask = torch.randn(2, 2, 5, 8), pads(torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]))
+    assert_equal(compiled(attend)(q, mask), attend(q, mask))
+    assert [s.note for s in attentions()] == ["full, bias as a tensor"]
+    assert_equal(compiled(bounded)(q, mask), bounded(q, mask))
+    assert [s.reason for s in attentions("near miss")] == ["attention: masks are added to each other and then bounded"]
+
+
+@pytest.mark.parametrize("name", STACKED)
+@torch.no_grad()
+def test_a_pair_that_fails_two_masks(name: str) -> None:
+    """GPT-Neo, padded on the left: a query without keys looks at the pairs that fail one of the masks, and not at those that fail both."""
+    masked, note = STACKED[name]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+        return masked(scores(q, k), padding).softmax(-1) @ v
+
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 5, 5, 8, generator=generator) for _ in range(3))
+    padding = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
+    torch.testing.assert_close(compiled(attend)(q, k, v, padding), attend(q, k, v, padding), atol=1e-5, rtol=0, equal_nan=True)
+    assert [s.note for s in attentions()] == [note]
 
 
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.fx import Node
 from hfgraph.graph.evaluate import CannotEvaluate, data, evaluate
 from hfgraph.graph.recogniser import Refusal, View
 from hfgraph.graph.values import same_size, val
-from hfgraph.rewrites.attending.factors import Bias, Factor, Parts
+from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step
 from hfgraph.rewrites.attending.heads import size
 from hfgraph.rewrites.attending.mask import Masking, read_mask
 from hfgraph.rewrites.attending.pairs import Pairs
@@ -56,12 +57,41 @@ def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, 
         "offset": structure.offset,
         "slopes": slopes,
     }
+    finite = any(math.isfinite(f) for f in parts.fills)
+    if finite and parts.unread:
+        return _as_a_tensor(parts, q, k, view, before)
     if parts.fills and (masking.factors or not _has_own_key(structure, masking, q, k)):
+        if finite and parts.stacked:
+            return _as_a_tensor(parts, q, k, view, before)
         if len(parts.fills) > 1:
             return Refusal(f"masked scores are {' and '.join(str(f) for f in sorted(parts.fills))}", before)
         named["masked"] = next(iter(parts.fills))
     given = {n: a for n, a in named.items() if a is not None}
     return Arguments(given, in_words(given, masking.reason))
+
+
+def _as_a_tensor(parts: Parts, q: Node, k: Node, view: View, before: Node) -> Arguments | Refusal:
+    """Masks added to each other, as the model has them: a query without keys prefers the pairs that fail one to those that fail both."""
+    dtype, total = val(q).dtype, None
+    if not parts.steps:
+        return Refusal("masks are added to each other and then bounded", before)
+    if any(torch.tensor(f, dtype=torch.float64).to(dtype).isinf() for f in parts.fills if math.isfinite(f)):
+        return Refusal(f"masks are added to each other, and {dtype} does not hold their numbers", before)
+    for step in reversed(parts.steps):
+        total = _after(step, total, view, before)
+    assert total is not None
+    return masking_arguments(Parts(biases=[Bias(total)]), q, k, view, before, None, beside_sinks=True)
+
+
+def _after(step: Step, total: Node | None, view: View, before: Node) -> Node:
+    """What is added to the scores in all, one step on."""
+    if isinstance(step.what, Bias):
+        added = _times(step.what, view, before)
+        return added if total is None else view.call(aten.add.Tensor, total, added, before=before)
+    node, negated = step.what
+    if total is None:
+        return view.call(aten.where.Scalar, node, *((step.fill, 0.0) if negated else (0.0, step.fill)), before=before)
+    return view.call(*((aten.where.ScalarSelf, node, step.fill, total) if negated else (aten.where.ScalarOther, node, total, step.fill)), before=before)
 
 
 def _has_own_key(structure: Structure, masking: Masking, q: Node, k: Node) -> bool:
@@ -124,11 +154,15 @@ def _conjunction(factors: Sequence[Factor], view: View, before: Node) -> Node | 
 
 
 def _sum(biases: Sequence[Bias], view: View, before: Node) -> Node | None:
-    nodes = [b.node if b.factor == 1.0 else view.call(aten.mul.Tensor, b.node, b.factor, before=before) for b in biases]
+    nodes = [_times(b, view, before) for b in biases]
     total = nodes[0] if nodes else None
     for node in nodes[1:]:
         total = view.call(aten.add.Tensor, total, node, before=before)
     return total
+
+
+def _times(bias: Bias, view: View, before: Node) -> Node:
+    return bias.node if bias.factor == 1.0 else view.call(aten.mul.Tensor, bias.node, bias.factor, before=before)
 
 
 def _slopes(biases: Sequence[Bias], q: Node, k: Node, view: View) -> tuple[list[float] | None, list[Bias]]:
@@ -180,8 +214,11 @@ def split_heads(parts: Parts, heads: Sequence[Any], scores: Tensor, view: View, 
             view.memo[key] = view.call(aten.reshape.default, node, [*heads, *tail], before=before)
         return view.memo[key]
 
-    factors = [Factor(split(f.node), f.negated) for f in parts.factors]
-    return Parts(factors, [Bias(split(b.node), b.factor) for b in parts.biases], parts.fills)
+    def moved(part: Any) -> Any:
+        return part._replace(node=split(part.node))
+
+    steps = [Step(moved(s.what), s.fill) for s in parts.steps]
+    return replace(parts, factors=[moved(f) for f in parts.factors], biases=[moved(b) for b in parts.biases], steps=steps)
 
 
 def _unfit(parts: Parts, q: Node, k: Node) -> Node | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
+from hfgraph.graph.sources import is_projection, trail
 from hfgraph.graph.values import arguments, val
 
 aten = torch.ops.aten
@@ -40,6 +41,13 @@ class Bias(NamedTuple):
     factor: float = 1.0
 
 
+class Step(NamedTuple):
+    """What is done to scores: a tensor times a number is added, or those that fail a condition become `fill`."""
+
+    what: Factor | Bias
+    fill: float | None = None
+
+
 @dataclass
 class Parts:
     """What a mask is made of.
@@ -48,11 +56,18 @@ class Parts:
         factors: conditions; a pair counts where all hold.
         biases: tensors added to the scores.
         fills: scores that masked pairs get.
+        stacked: a pair that fails two conditions gets less than a fill: a mask is added to scores that one has been written
+            into. That shows where a query has no key, for a softmax then prefers the pairs that fail one.
+        unread: a bias may be a mask itself.
+        steps: the same as it was done, last step first.
     """
 
     factors: list[Factor] = field(default_factory=list)
     biases: list[Bias] = field(default_factory=list)
     fills: set[float] = field(default_factory=set)
+    stacked: bool = False
+    unread: bool = False
+    steps: list[Step] = field(default_factory=list)
 
     def condition(self, node: Node, negated: bool = False) -> None:
         """Take a boolean tensor apart."""
@@ -83,11 +98,14 @@ class Parts:
             self.take(inner, [val(node).dtype])
         elif step is None or not step(self, node, factor):
             self.biases.append(Bias(node, factor))
+            self.unread |= may_mask(node)
 
     def take(self, inner: Parts, dtypes: Sequence[torch.dtype]) -> None:
         """Take over the parts of a tensor that is then cast, to one dtype after the other: the lowest number of one is infinite in another."""
         self.factors += inner.factors
         self.biases += inner.biases
+        self.stacked |= inner.stacked
+        self.unread |= inner.unread
         for fill in inner.fills:
             for dtype in dtypes:
                 fill = torch.tensor(fill, dtype=torch.float64).to(dtype).item()
@@ -97,6 +115,22 @@ class Parts:
         """Pairs that fail a condition get the score `fill`."""
         self.fills.add(fill)
         self.condition(condition, negated)
+
+
+def may_mask(bias: Node) -> bool:
+    """A bias may be as low as a mask: it comes from outside, or a number of that size went into it."""
+    if trail(bias)[-1].op != "call_function":
+        return True
+    low = -_MASKED.get(val(bias).dtype, _MASKED_BELOW)
+    stack, seen = [bias], {bias}
+    while stack:
+        node = stack.pop()
+        if any(isinstance(a, float) and abs(a) >= low for a in node.args):
+            return True
+        inputs = [] if is_projection(node) or node.target is aten.softmax.int else [n for n in node.all_input_nodes if n not in seen]
+        seen.update(inputs)
+        stack += inputs
+    return False
 
 
 def is_mask(value: Any, dtype: torch.dtype) -> bool:
@@ -126,8 +160,11 @@ def _add(parts: Parts, node: Node, factor: float) -> bool:
     a, b = node.args[:2]
     if not isinstance(a, Node) or not isinstance(b, Node) or arguments(node)["alpha"] != 1:
         return False
-    parts.added(a, factor)
-    parts.added(b, factor)
+    for operand in (a, b):
+        inner = Parts()
+        inner.added(operand, factor)
+        parts.stacked |= bool(inner.fills and parts.fills)
+        parts.take(inner, [])
     return True
 
 

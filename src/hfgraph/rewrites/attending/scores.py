@@ -13,7 +13,7 @@ from torch.fx import Node
 from hfgraph.graph.recogniser import Refusal
 from hfgraph.graph.unify import label
 from hfgraph.graph.values import arguments, same_size, val
-from hfgraph.rewrites.attending.factors import Parts, constant, is_mask, operand
+from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, constant, is_mask, operand
 
 aten = torch.ops.aten
 PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default})
@@ -30,6 +30,8 @@ class Scores:
         parts: masks and biases.
         sinks: the tensor of one more score for each query, with dims as the scores have.
         casts: what the scores are cast to on the way that is left to the softmax, the last cast first.
+        lowered: a mask is added on the way, and no bound lifts what that gives.
+        floored: a bound lifts masked scores to the same number.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -38,6 +40,8 @@ class Scores:
     parts: Parts = field(default_factory=Parts)
     sinks: Node | None = None
     casts: list[torch.dtype] = field(default_factory=list)
+    lowered: bool = False
+    floored: bool = False
 
     @property
     def product(self) -> Node:
@@ -103,7 +107,7 @@ def _product(scores: Scores, node: Node) -> None:
     _scaled(scores, float(given["alpha"]), node)
     if given["beta"] == 1 and isinstance(given["self"], Node) and constant(given["self"]) != 0:
         _not_capped(scores, node)
-        _taken(scores, lambda parts: parts.added(given["self"], scores.scale / float(given["alpha"])))
+        _take_added(scores, given["self"], scores.scale / float(given["alpha"]))
 
 
 def _scaled(scores: Scores, factor: float, node: Node) -> None:
@@ -176,7 +180,7 @@ def _add(scores: Scores, node: Node) -> Node:
         return kept
     if not isinstance(other, Node) or not isinstance(kept, Node):
         raise Stuck(f"{other} is added to the scores", node)
-    _taken(scores, lambda parts: parts.added(other, scores.scale))
+    _take_added(scores, other, scores.scale)
     return kept
 
 
@@ -206,6 +210,7 @@ def _floor(scores: Scores, node: Node) -> Node:
     kept, other = operand(node), node.args[1]
     if not is_mask(constant(other), val(node).dtype) or scores.scale <= 0:
         raise Stuck(f"scores are bounded by {other}", node)
+    scores.floored = True
     return kept
 
 
@@ -227,14 +232,25 @@ def _masked(scores: Scores, node: Node, condition: Any, fill: Any, negated: bool
     if value is None or not is_mask(value, val(node).dtype) or not isinstance(condition, Node):
         raise Stuck(f"masked scores become {fill}, which is not low enough to mask", node)
     _not_capped(scores, node)
-    _taken(scores, lambda parts: parts.mask(condition, value, negated))
-
-
-def _taken(scores: Scores, take: Callable[[Parts], None]) -> None:
-    """Parts that a step adds, as they are once the scores have gone through all casts above it."""
     found = Parts()
-    take(found)
-    scores.parts.take(found, scores.casts[::-1])
+    found.mask(condition, value, negated)
+    _take(scores, found, Step(Factor(condition, negated), value))
+
+
+def _take_added(scores: Scores, node: Node, factor: float) -> None:
+    found = Parts()
+    found.added(node, factor)
+    _take(scores, found, Step(Bias(node, factor)))
+    scores.lowered |= bool(found.fills)
+
+
+def _take(scores: Scores, found: Parts, step: Step) -> None:
+    """Parts that a step adds, as they are once the scores have gone through all casts above it."""
+    parts = scores.parts
+    stacked = bool(found.fills) and scores.lowered
+    parts.take(found, scores.casts[::-1])
+    parts.stacked = (parts.stacked or stacked) and not scores.floored
+    parts.steps += [] if scores.floored else [step]
 
 
 def _not_capped(scores: Scores, node: Node) -> None:

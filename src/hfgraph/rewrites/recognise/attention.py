@@ -12,7 +12,7 @@ from hfgraph.graph.values import arguments, same_size, val
 from hfgraph.kernels.attention import attention
 from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
 from hfgraph.rewrites.attending.examples import EXAMPLES
-from hfgraph.rewrites.attending.factors import Parts
+from hfgraph.rewrites.attending.factors import Bias, Parts, Step
 from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, taken_apart, ungrouped
 from hfgraph.rewrites.attending.scores import Scores, read_scores
 from hfgraph.rewrites.attending.structure import Structure
@@ -40,6 +40,7 @@ def _of_sdpa(node: Node, view: View) -> Found | Refusal | None:
         parts.condition(mask)
     elif mask is not None:
         parts.added(mask)
+        parts.steps.append(Step(Bias(mask)))
         parts.fills.discard(float("-inf"))  # a query without keys gets zeros here, not NaN
     base = Structure(right=0, offset=None if same_size(val(q).shape[-2], val(given["key"]).shape[-2]) else 0) if given["is_causal"] else None
     k, v, repeats = _ungrouped(given["key"], given["value"])

@@ -1,0 +1,73 @@
+"""The ways in which causal models of the zoo are called: prompts padded on the left or right, and steps over a static cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from test_causal import NAMES, SEED, UNLIMITED, run_rewritten, sample
+from test_causal import pytestmark as pytestmark
+from torch import nn
+from transformers import StaticCache
+
+# Two calls of equal inputs on equal models must agree in everything, not-a-number of rows without any key included.
+EXACTLY = {"atol": 1e-5, "rtol": 0, "equal_nan": True}
+
+
+def padded(name: str, side: str) -> dict[str, Any]:
+    """Three prompts of 13, 9 and 1 tokens, the rest of their rows padded."""
+    inputs = zoo.inputs(name, 3, 13, seed=SEED)
+    mask = torch.ones(3, 13, dtype=torch.long)
+    for row, real in enumerate((13, 9, 1)):
+        pads = slice(0, 13 - real) if side == "left" else slice(real, 13)
+        mask[row, pads] = 0
+        inputs["input_ids"][row, pads] = 0
+    return {**inputs, "attention_mask": mask}
+
+
+@pytest.mark.parametrize(("name", "side"), [(n, side) for side in ("left", "right") for n in sample(len(NAMES) // 6, side)])
+@torch._dynamo.config.patch(UNLIMITED)
+@torch.no_grad()
+def test_padded_prompts(name: str, side: str) -> None:
+    model, inputs = zoo.build(name, seed=SEED), padded(name, side)
+    want = without_hfgraph(lambda: zoo.logits(model(**inputs)))
+    _, got, _ = run_rewritten(model, inputs)
+    torch.testing.assert_close(got, want, **EXACTLY)
+
+
+def steps(model: nn.Module, f: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """Logits of a prompt and of two more tokens, over a static cache."""
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=24)
+    ids = inputs.pop("input_ids")
+    rest = {**inputs, "use_cache": True, "past_key_values": cache}
+    return [zoo.logits(f(input_ids=part, **rest)) for part in (ids[:, :11], ids[:, 11:12], ids[:, 12:])]
+
+
+@pytest.mark.parametrize("name", sample(len(NAMES) // 6, "static cache"))
+@torch._dynamo.config.patch(UNLIMITED)
+@torch.no_grad()
+def test_steps_over_a_static_cache(name: str) -> None:
+    model = zoo.build(name, seed=SEED)
+
+    def run(f: Any) -> list[torch.Tensor]:
+        torch._dynamo.reset()
+        return steps(model, f, zoo.inputs(name, 2, 13, seed=SEED))
+
+    want = without_hfgraph(lambda: run(model))
+    try:
+        got = run(torch.compile(model, backend="hfgraph", options={"inductor": False, "strict": True}))
+    except torch._dynamo.exc.TorchRuntimeError:
+        without_hfgraph(lambda: run(torch.compile(model, backend="eager")))
+        raise
+    torch.testing.assert_close(got, want, **EXACTLY)
+
+
+def without_hfgraph(run: Callable[[], Any]) -> Any:
+    """What a model gives by itself. A few do not take every call, with torch.compile or without."""
+    try:
+        return run()
+    except RuntimeError as e:
+        pytest.skip(f"the model does not take this call: {str(e).splitlines()[0]}")
