@@ -92,7 +92,7 @@ def moe(
     rows = rows if down_bias is None else rows + down_bias[pairs]
     rows = rows if weights_first else rows * weights
     apart = torch.zeros_like(rows).index_copy(0, order, rows)
-    return apart.reshape(expert_ids.shape[0], expert_ids.shape[1], x.shape[1]).sum(1).to(x.dtype)
+    return apart.reshape(expert_ids.shape[0], expert_ids.shape[1], down.shape[1]).sum(1).to(x.dtype)
 
 
 moe.impl("cpp", device="cpu", load=".cpp", when=fits_cpp, auto=cpp_wins, native=True)

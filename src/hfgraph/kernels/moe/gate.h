@@ -34,7 +34,10 @@ INLINE Floats rounded<BFloat16>(Floats x) {  // to nearest, ties to even; NaN st
 INLINE Floats at_most(Floats x, float bound) { return x > bound ? broadcast(bound) : x; }
 INLINE Floats at_least(Floats x, float bound) { return x < bound ? broadcast(bound) : x; }
 
-INLINE Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(at_most(-x, 88.0f))); }
+// Below, a sigmoid is nothing in float32; its product with minus infinity is NaN, as PyTorch's is.
+constexpr float kFar = -88.0f;
+INLINE Floats silu(Floats x) { return x < kFar ? x * 0.0f : x / (1.0f + exp(at_most(-x, -kFar))); }
+INLINE Floats sigmoid(Floats x) { return x < kFar ? Floats{} : 1.0f / (1.0f + exp(at_most(-x, -kFar))); }
 
 template <class Function>
 INLINE Floats each(Floats x, Function function) {
@@ -47,7 +50,7 @@ template <class T>
 INLINE Floats activated(Floats x, const Gate& gate) {
   switch (gate.activation) {
     case Activation::kSilu:
-      return rounded<T>(x / (1.0f + exp(at_most(-x, 88.0f))));
+      return rounded<T>(silu(x));
     case Activation::kGelu:
       return rounded<T>(each(x, [](float v) { return 0.5f * v * (1.0f + std::erf(v * 0.70710678f)); }));
     case Activation::kGeluTanh:
