@@ -179,9 +179,18 @@ def mixtures(model: nn.Module, counts: Counts) -> Iterator[None]:
 
 
 def _mixes(module: nn.Module) -> bool:
-    """Its class is named after experts, not after shared ones, and it owns two tensors with a matrix for each of them."""
+    """Its class is named after experts, not after shared ones, and it owns two tensors with a matrix for each of them, or a module
+    that does; or it owns two modules with such a tensor each."""
     name = type(module).__name__
-    return "Experts" in name and "Shared" not in name and sum(p.ndim == 3 for p in module.parameters(recurse=False)) >= 2
+    if ("Experts" not in name and "MoE" not in name) or "Shared" in name:
+        return False
+    children = list(module.children())
+    pairs = sum(type(m).__name__.endswith("ParallelExperts") for m in children) == 2
+    return pairs or ("Experts" in name and (_stacks(module) >= 2 or any(type(m).__name__.endswith("ExpertGLU") for m in children)))
+
+
+def _stacks(module: nn.Module) -> int:
+    return sum(p.ndim == 3 for p in module.parameters(recurse=False))
 
 
 def counted(model: nn.Module, inputs: dict[str, Any]) -> Counter[str]:

@@ -64,6 +64,7 @@ def is_norm(module: nn.Module) -> bool:
 _TWICE = "the scores are also summed up for a gate of the output"
 _TOKENS = "its sink depends on the token"
 _CAPPED = "its experts multiply a gate that is capped by the sigmoid of the gate without the cap"
+_LOOP = "its experts are called in a loop between graphs"
 # Of what eager computes, what is not found, and why.
 MISSED: dict[str, dict[str, str]] = {
     "cpmant": {"attention": "its weights are masked once more after the softmax"},
@@ -71,7 +72,9 @@ MISSED: dict[str, dict[str, str]] = {
     "granitemoe_swa": {"attention": _TWICE},
     "inkling2_loop_text": {"attention": _TOKENS, "moe": _CAPPED},
     "inkling2_text": {"attention": _TOKENS, "moe": _CAPPED},
-    "longcat_flash": {"glu": "its experts are called in a loop between graphs"},
+    "dbrx": {"moe": _LOOP},
+    "jetmoe": {"moe": _LOOP},
+    "longcat_flash": {"glu": _LOOP, "moe": _LOOP},
     "openai-gpt": {"attention": "scores are multiplied by a table and lowered by 10000, which masks only nearly"},
 }
 

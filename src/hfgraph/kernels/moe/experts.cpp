@@ -19,8 +19,7 @@ using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 using Number = std::optional<double>;
 
-constexpr int64_t kFew = 8;           // rows of an expert up to which tiles are faster than ATen's product
-constexpr int64_t kWorth = 1 << 17;   // multiplications that a further thread is worth
+constexpr int64_t kWorth = 1 << 17;  // multiplications that a further thread is worth
 
 // f(0), ..., f(pieces - 1), each by any thread; `work` is how many multiplications they are together.
 template <class F>
@@ -75,29 +74,32 @@ std::vector<float> routed(const Tensor& weights) {
   return found;
 }
 
-// Experts with many rows, one after the other, each by all threads.
 template <class T>
-void in_bulk(const moe::Call<T>& c, const moe::Experts<T>& parts, const moe::Order& order, const std::vector<int64_t>& busy, const Tensor& x,
-             const Tensor& gate_up, const Tensor& down, const Tensor& inner, const Tensor& result) {
+constexpr ScalarType kComputed = std::is_same_v<typename moe::Computed<T>::Type, float> ? ScalarType::Float : ScalarType::BFloat16;
+
+// Experts with many rows, one after the other, each by all threads. Where the processor has no products of bfloat16, a copy of the
+// expert's matrices in float costs less than products that widen them again for every row.
+template <class T>
+void in_bulk(const moe::Call<T>& c, const moe::Experts<T>& parts, const moe::Order& order, const std::vector<int64_t>& busy, const Tensor& gate_up,
+             const Tensor& down, Tensor tokens, Tensor inner, Tensor results) {
+  using C = typename moe::Computed<T>::Type;
   int64_t most = 0;
   for (const int64_t e : busy) most = std::max(most, order.rows(e));
-  const Tensor all_rows = torch::stable::new_empty(x, {most, c.hidden});
-  const Tensor all_products = torch::stable::new_empty(x, {most, gate_up.size(1)});
+  Tensor all = torch::stable::new_empty(tokens, {most, gate_up.size(1)});
   for (const int64_t e : busy) {
     const int64_t start = order.start[e], many = order.rows(e);
-    Tensor rows = all_rows, products = all_products, within = inner, results = result;
-    rows = torch::stable::narrow(rows, 0, 0, many), products = torch::stable::narrow(products, 0, 0, many);
-    within = torch::stable::narrow(within, 0, start, many), results = torch::stable::narrow(results, 0, start, many);
-    share(many, many * c.hidden, [&](int64_t r) { std::memcpy(data<T>(rows) + r * c.hidden, parts.token(start + r), c.hidden * sizeof(T)); });
-    multiply(products, rows, torch::stable::select(gate_up, 0, e));
-    share(many, many * c.inner * 16, [&](int64_t r) { parts.gate_row(e, start + r, data<T>(products) + r * gate_up.size(1)); });
-    multiply(results, within, torch::stable::select(down, 0, e));
+    const Tensor products = torch::stable::narrow(all, 0, 0, many);
+    multiply(products, torch::stable::narrow(tokens, 0, start, many), torch::stable::to(torch::stable::select(gate_up, 0, e), kComputed<T>));
+    share(many, many * c.inner * 16, [&](int64_t r) { parts.gate_row(e, start + r, data<C>(products) + r * gate_up.size(1)); });
+    multiply(torch::stable::narrow(results, 0, start, many), torch::stable::narrow(inner, 0, start, many),
+             torch::stable::to(torch::stable::select(down, 0, e), kComputed<T>));
   }
 }
 
 template <class T>
 Tensor mix(const Tensor& x, const Tensor& ids, const Tensor& router, const Tensor& gate_up, const Tensor& down, const Maybe& gate_up_bias,
            const Maybe& down_bias, const moe::Gate& gate, bool weights_first) {
+  using C = typename moe::Computed<T>::Type;
   const Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   STD_TORCH_CHECK(ids.size(0) == x.size(0) && router.size(0) == x.size(0), "there are ", x.size(0), " tokens, choices of ", ids.size(0),
                   " and weights of ", router.size(0));
@@ -109,16 +111,16 @@ Tensor mix(const Tensor& x, const Tensor& ids, const Tensor& router, const Tenso
   const moe::Order order(c.ids, c.experts);
   std::vector<int64_t> quiet, busy;
   for (int64_t e = 0; e < c.experts; e++)
-    if (order.rows(e)) (order.rows(e) <= kFew ? quiet : busy).push_back(e);
-  const Tensor inner = torch::stable::new_empty(x, {c.pairs(), c.inner}), result = torch::stable::new_empty(x, {c.pairs(), c.hidden});
-  const Tensor scaled = torch::stable::new_empty(x, {weights_first ? c.pairs() : 0, c.hidden});
-  const moe::Experts<T> parts(c, order, weights_first ? data<T>(scaled) : nullptr, data<T>(inner), data<T>(result));
-  if (weights_first) share(c.pairs(), c.pairs() * c.hidden, [&](int64_t row) { parts.scale(row); });
-  const int64_t one = int64_t(quiet.size()) * c.hidden * c.inner;
-  const int64_t ups = (c.inner + moe::kTile - 1) / moe::kTile, downs = (c.hidden + moe::kTile - 1) / moe::kTile;
-  share(int64_t(quiet.size()) * ups, 2 * one, [&](int64_t i) { parts.up(quiet[i / ups], i % ups * moe::kTile); });
-  share(int64_t(quiet.size()) * downs, one, [&](int64_t i) { parts.down(quiet[i / downs], i % downs * moe::kTile); });
-  if (!busy.empty()) in_bulk(c, parts, order, busy, x, gate_up, down, inner, result);
+    if (order.rows(e)) (order.rows(e) <= moe::kMost ? quiet : busy).push_back(e);
+  const auto rows = [&](int64_t width) { return torch::stable::new_empty(x, {c.pairs(), width}, kComputed<T>); };
+  const Tensor tokens = rows(c.hidden), inner = rows(c.inner), results = rows(c.hidden);
+  const moe::Experts<T> parts(c, order, {data<C>(tokens), data<C>(inner), data<C>(results)});
+  share(c.pairs(), c.pairs() * c.hidden, [&](int64_t row) { parts.fetch(row); });
+  const int64_t up = parts.tile(c.first), down_by = parts.tile(c.second), ups = (c.inner + up - 1) / up, downs = (c.hidden + down_by - 1) / down_by;
+  const int64_t work = int64_t(quiet.size()) * c.hidden * c.inner;
+  share(int64_t(quiet.size()) * ups, 2 * work, [&](int64_t i) { parts.up(quiet[i / ups], i % ups * up); });
+  share(int64_t(quiet.size()) * downs, work, [&](int64_t i) { parts.down(quiet[i / downs], i % downs * down_by); });
+  if (!busy.empty()) in_bulk(c, parts, order, busy, gate_up, down, tokens, inner, results);
   share(c.tokens, c.pairs() * c.hidden, [&](int64_t token) { parts.combine(token); });
   return out;
 }

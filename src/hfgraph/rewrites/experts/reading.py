@@ -47,7 +47,7 @@ def read_activation(node: Node, inner: Any) -> Activation:
     if node.target is aten.gelu.default:
         name = "gelu_tanh" if arguments(node)["approximate"] == "tanh" else "gelu"
         return Activation(node.args[0], {"activation": name}, (node,))  # type: ignore[arg-type]
-    before = node.args[0]
+    before = node.args[0] if node.args else None
     if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2 and isinstance(before, Node) and before.target is aten.relu.default:
         return Activation(before.args[0], {"activation": "relu2"}, (node, before))  # type: ignore[arg-type]
     raise Unlike(f"{label(node)} stands between the experts' products, and is no activation that is known", node)
@@ -115,8 +115,12 @@ def user_of(node: Node, *targets: Any) -> Node | None:
 
 
 def folded(flat: Node, choices: int, view: View, before: Node) -> Node:
-    """(T * K,) as (T, K): what it was before it was laid flat, where that can be seen."""
-    source = flat.args[0] if flat.target is aten.reshape.default else None
-    if isinstance(source, Node) and val(source).ndim == 2 and same_size(val(source).shape[1], choices):
+    """(T * K,) or (T * K, 1) as (T, K): what it was before it was laid flat, where that can be seen."""
+    source = flat
+    while source.target is aten.reshape.default or (source.target is aten.unsqueeze.default and val(source).ndim == 2):
+        source = source.args[0]  # type: ignore[assignment]
+        if val(source).ndim == 2:
+            break
+    if source is not flat and val(source).ndim == 2 and same_size(val(source).shape[1], choices):
         return source
     return view.call(aten.reshape.default, flat, [-1, choices], before=before)

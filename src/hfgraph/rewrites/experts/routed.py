@@ -142,11 +142,13 @@ def _goes_into(node: Node, what: str, expected: str) -> str:
 def _weights(given: Any, second: Product, weighted: Node) -> tuple[Node, list[Node]]:
     """The weights in the order before, and the nodes that put them beside the rows."""
     column = given
-    if not isinstance(column, Node) or column.target is not aten.unsqueeze.default or column.args[1] != -1 or val(column).ndim != 2:
+    if not isinstance(column, Node) or val(column).ndim != 2 or not same_size(val(column).shape[1], 1):
         raise Unlike("results are not multiplied by one weight for each row", weighted)
-    row = column.args[0]
+    if column.target not in (aten.unsqueeze.default, aten.reshape.default):
+        raise Unlike("weights are no column of one for each row", column)
     if second.order is None:
-        return row, [column]  # type: ignore[return-value]
+        return column, [column]
+    row = column.args[0]
     picked = index_of(row)
     if picked is None or picked[1] is not second.order:
         raise Unlike("weights are not sorted as the rows are", row)  # type: ignore[arg-type]

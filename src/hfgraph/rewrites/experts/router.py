@@ -92,9 +92,9 @@ def _after(weights: Node, top: Node) -> list[str]:
     for _ in range(_MOST):
         if not isinstance(node, Node) or node.target in (aten.gather.default, operator.getitem):
             break
-        if node.target is aten.mul.Tensor and isinstance(node.args[1], int | float):
+        if node.target in (aten.mul.Tensor, aten.mul_.Tensor) and isinstance(node.args[1], int | float):
             words.insert(0, f"scaled by {node.args[1]:g}")
-        elif node.target is aten.div.Tensor and _is_own_sum(node.args[1], node.args[0]):
+        elif node.target in (aten.div.Tensor, aten.div_.Tensor) and _is_own_sum(node.args[1], node.args[0]):
             words.insert(0, "renormalised")
         elif node.target in _SCORES and top < node:
             words.insert(0, f"{_SCORES[node.target]} after top-k")
