@@ -100,3 +100,16 @@ LAYOUTS: Mapping[str, tuple[Callable[[Tensor], Tensor], tuple[str, ...]]] = {
 def laid_out(given: Mapping[str, Any], layout: str) -> dict[str, Any]:
     lay, names = LAYOUTS[layout]
     return {n: lay(a) if n in names and isinstance(a, Tensor) else a for n, a in given.items()}
+
+
+def check(got: Tensor, given: Mapping[str, Any]) -> None:
+    """Raise AssertionError unless `got` is as near to float64 as the reference is: on average, and its worst element within four times of the
+    reference's. What an activation is given are differences, so that one more unit in the first product may be many in a result."""
+    want = OP.reference(**given)
+    exact = OP.reference(**{n: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for n, a in given.items()})
+    assert (got.dtype, got.shape) == (want.dtype, want.shape), f"{got.dtype} {tuple(got.shape)}, the reference's {want.dtype} {tuple(want.shape)}"
+    assert got.is_contiguous() and torch.equal(got.isnan(), want.isnan())
+    errors, usual = ((t.double() - exact).abs() for t in (got, want))
+    slack = exact.abs().max() * (5e-7 if got.dtype is torch.float32 else 2e-3)
+    assert errors.max() <= 4 * usual.max() + slack, f"error to float64 {errors.max():.3g}, the reference's {usual.max():.3g}"
+    assert errors.mean() <= 1.25 * usual.mean() + slack / 8, f"mean error to float64 {errors.mean():.3g}, the reference's {usual.mean():.3g}"

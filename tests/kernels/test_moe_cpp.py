@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_judge import check_sums
-from moe_cases import DTYPES, LAYOUTS, OP, SETTINGS, SIZES, Size, laid_out, made
+from moe_cases import DTYPES, LAYOUTS, OP, SETTINGS, SIZES, Size, check, laid_out, made
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -46,7 +45,7 @@ def test_numbers(size: Size, setting: str, dtype: torch.dtype) -> None:
     for scale in (1.0, 1e-3, 1e3):
         given = made(size, dtype, setting, scale=scale)
         assert CPP.accepts(**given), "the guard refuses what the kernel takes"
-        check_sums(OP, KERNEL(**given), given)
+        check(KERNEL(**given), given)
 
 
 @every_dtype
@@ -57,7 +56,7 @@ def test_layouts(layout: str, dtype: torch.dtype) -> None:
             given = made(SIZES[size], dtype, setting)
             laid = laid_out(given, layout)
             assert CPP.accepts(**laid)
-            check_sums(OP, KERNEL(**laid), laid)
+            check(KERNEL(**laid), laid)
             if "turned matrices" not in layout:
                 continue
             assert (KERNEL(**laid) - KERNEL(**given)).abs().max() <= 0.02 * KERNEL(**given).abs().max()
@@ -68,7 +67,7 @@ def test_layouts(layout: str, dtype: torch.dtype) -> None:
 def test_all_tokens_to_one_expert(tokens: int, dtype: torch.dtype) -> None:
     given = made(Size(tokens, 2, 5, 48, 40), dtype)
     given["expert_ids"] = torch.full_like(given["expert_ids"], 4)  # twice the same for each
-    check_sums(OP, KERNEL(**given), given)
+    check(KERNEL(**given), given)
 
 
 @every_dtype
@@ -138,7 +137,7 @@ def test_threads_change_nothing(setting: str, dtype: torch.dtype) -> None:
             results.append(KERNEL(**given))
     finally:
         torch.set_num_threads(before)
-    check_sums(OP, results[0], given)
+    check(results[0], given)
     assert all(torch.equal(results[0], r) for r in results)
 
 
@@ -252,4 +251,4 @@ WRONG = {
 def test_a_wrong_kernel_is_noticed(what: str) -> None:
     given = made(SIZES["odd"], torch.float32)
     with pytest.raises(AssertionError):
-        check_sums(OP, WRONG[what](KERNEL(**given)), given)
+        check(WRONG[what](KERNEL(**given)), given)
