@@ -64,11 +64,10 @@ def moe(
     Args:
         x: (T, H).
         expert_ids: (T, K), whole numbers below E; an expert may be named twice.
-        expert_weights: (T, K), in any float dtype: weighted results are added up in the wider of its dtype and the experts'.
+        expert_weights: (T, K); weighted results are added up in the wider of its dtype and the experts'.
         gate_up: (E, 2I, H), gates and what they gate, in any layout; (E, I, H) where there is no gate.
         down: (E, H, I), in any layout.
-        gate_up_bias: (E, 2I), or (E, I).
-        down_bias: (E, H).
+        gate_up_bias, down_bias: (E, 2I) or (E, I), and (E, H).
         activation, alpha, gate_max, act_max, up_min, up_max, up_offset: as in `glu`; without a gate only the first two mean something.
         interleaved: 1 where gates are the even rows of `gate_up`, 0 where they are its first half.
         weights_first: 1 where a token is multiplied by the weight before the first product, 0 where the result is.
@@ -76,7 +75,7 @@ def moe(
     Returns:
         (T, H), in x's dtype.
     """
-    pairs, order = torch.sort(expert_ids.reshape(-1), stable=True)
+    pairs, order = torch.sort(expert_ids.reshape(-1))
     ends = torch.searchsorted(pairs, torch.arange(gate_up.shape[0], device=pairs.device, dtype=pairs.dtype), right=True, out_int32=True)
     weights = expert_weights.reshape(-1)[order].unsqueeze(-1)
     rows = x[order // expert_ids.shape[1]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,9 +64,10 @@ def _spread(rows: Node, experts: int) -> tuple[Node, Node, tuple[Node, ...]]:
             continue
         turned = column.args[0] if column.target is aten.reshape.default and val(column).ndim == 2 and same_size(val(column).shape[1], 1) else None
         if isinstance(turned, Node) and turned.target is aten.permute.default and list(turned.args[1]) == [1, 0]:  # type: ignore[arg-type]
-            x, scores = many.args[0], turned.args[0]
+            x: Any = many.args[0]
+            scores: Any = turned.args[0]
             if same_size(val(x).shape[0], val(scores).shape[0]) and same_size(val(scores).shape[1], experts) and val(product).dtype == val(x).dtype:
-                return x, scores, (rows, product, many, column, turned)  # type: ignore[return-value]
+                return x, scores, (rows, product, many, column, turned)
     raise Unlike("rows are not tokens, repeated for every expert, times their scores", rows)
 
 
@@ -91,10 +94,11 @@ def _not_zero(scores: Node, scattered: Node) -> bool:
     if fill.target not in (aten.full_like.default, aten.zeros_like.default, aten.full.default, aten.zeros.default):
         return True
     value = 0.0 if "zeros" in str(fill.target) else arguments(fill)["fill_value"]
-    node, between = scores, list[Node]()
+    node: Any = scores
+    between: list[Node] = []
     while node is not scattered:
         between.append(node)
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
     if any(n.target is aten.softmax.int for n in between) or not isinstance(value, int | float):
         return True
     try:
@@ -104,9 +108,9 @@ def _not_zero(scores: Node, scattered: Node) -> bool:
     return bool(found.ne(0).any())
 
 
-def _keeps_zero(named: dict[str, object]) -> bool:
+def _keeps_zero(named: Mapping[str, Any]) -> bool:
     """Zero in, zero out: the gate of a token that is all zeros. With a bound below zero it would not be."""
-    bounded = any(isinstance(named.get(n), int | float) and float(named[n]) < 0 for n in ("gate_max", "act_max"))  # type: ignore[arg-type]
+    bounded = any(isinstance(named.get(n), int | float) and named[n] < 0 for n in ("gate_max", "act_max"))
     zero: Tensor = ACTIVATIONS[str(named.get("activation", "silu"))](torch.zeros(()), 1.0)
     return not bounded and zero.item() == 0
 

@@ -127,7 +127,7 @@ def _sorted_ids(ends: Node, experts: int, view: View) -> tuple[Node, tuple[Node,
     if not isinstance(sort, Node) or sort.target not in (aten.sort.default, aten.sort.stable):
         raise Unlike("the histogram is not one of sorted ids", counts)
     asked = arguments(sort)
-    if asked["descending"] or asked["dim"] not in (-1, 0) or val(sort.args[0]).ndim != 1:
+    if asked["descending"] or asked["dim"] not in (-1, 0) or val(asked["self"]).ndim != 1:
         raise Unlike("ids are not sorted upwards", sort)
     return counted, (ends, counts, *((given["self"],) if given["self"] is not counted else ()))
 

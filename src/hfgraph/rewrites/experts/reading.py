@@ -116,11 +116,11 @@ def user_of(node: Node, *targets: Any) -> Node | None:
 
 def folded(flat: Node, choices: int, view: View, before: Node) -> Node:
     """(T * K,) or (T * K, 1) as (T, K): what it was before it was laid flat, where that can be seen."""
-    source = flat
+    source: Any = flat
     while source.target is aten.reshape.default or (source.target is aten.unsqueeze.default and val(source).ndim == 2):
-        source = source.args[0]  # type: ignore[assignment]
+        source = source.args[0]
         if val(source).ndim == 2:
             break
-    if source is not flat and val(source).ndim == 2 and same_size(val(source).shape[1], choices):
+    if val(source).ndim == 2 and same_size(val(source).shape[1], choices):
         return source
     return view.call(aten.reshape.default, flat, [-1, choices], before=before)

@@ -146,9 +146,9 @@ def _weights(given: Any, second: Product, weighted: Node) -> tuple[Node, list[No
         raise Unlike("results are not multiplied by one weight for each row", weighted)
     if column.target not in (aten.unsqueeze.default, aten.reshape.default):
         raise Unlike("weights are no column of one for each row", column)
+    row: Any = column.args[0]
     if second.order is None:
-        return column, [column]
-    row = column.args[0]
+        return row, [column]
     picked = index_of(row)
     if picked is None or picked[1] is not second.order:
         raise Unlike("weights are not sorted as the rows are", row)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 _MOVES = frozenset(
     {aten.to.dtype, aten.reshape.default, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim, aten.contiguous.default, aten.clone.default}
 )
-_SCORES = {aten.softmax.int: "softmax", aten.sigmoid.default: "sigmoid", aten.softplus.default: "softplus"}
+_SCORES: dict[Any, str] = {aten.softmax.int: "softmax", aten.sigmoid.default: "sigmoid", aten.softplus.default: "softplus"}
 _MASKS = frozenset({aten.masked_fill.Scalar, aten.where.self, aten.where.ScalarOther, aten.mul.Tensor})
 _MOST = 24
 
