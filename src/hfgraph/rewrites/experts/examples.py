@@ -54,7 +54,7 @@ def sorted_rows(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: 
 
 
 def sorted_interleaved(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
-    """gpt-oss: gates in every other column, clamps, biases, matrices (E, in, out)."""
+    """Gates in every other column, clamps, biases, matrices (E, in, out)."""
 
     def expert(rows: Tensor, sorted_ids: Tensor, ends: Tensor) -> Tensor:
         both = grouped_mm(rows, gate_up, ends) + gate_up_bias[sorted_ids]
@@ -101,7 +101,7 @@ def gathered_turned(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, ga
 
 
 def dense(x: Tensor, scores: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """llama4: all experts on all tokens, each times its score first; a score that is not among the largest becomes zero."""
+    """All experts on all tokens, each times its score first; a score that is not among the largest becomes zero."""
     values, ids = torch.topk(scores, _CHOICES, dim=1)
     chosen = torch.full_like(scores, float("-inf")).scatter(1, ids, values)
     chosen = torch.sigmoid(chosen.float()).to(scores.dtype)

@@ -56,6 +56,7 @@ class Product:
 
 
 def is_grouped(node: Node) -> bool:
+    """A product of rows that are sorted by expert."""
     return isinstance(node.target, OpOverload) and node.target._schema.name in GROUPED
 
 

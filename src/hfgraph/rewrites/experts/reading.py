@@ -85,6 +85,7 @@ def _piece(node: Node) -> tuple[Node, int, int, tuple[Node, ...]] | None:
 
 
 def behind_cast(node: Any) -> Any:
+    """What a cast is of; the value itself where it is none."""
     return node.args[0] if isinstance(node, Node) and node.target is aten.to.dtype else node
 
 
