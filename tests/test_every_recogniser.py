@@ -71,7 +71,7 @@ def sites(rule: Recogniser, gm: GraphModule) -> list[Found]:
     """What the recogniser sees before anything is asked about its surroundings."""
     matcher = Matcher(gm.graph)
     view = View(gm.graph, matcher.aliases, matcher.numbers, matcher.added)
-    seen = [rule.recognise(n, view) for n in list(gm.graph.nodes) if n.op == "call_function" and n.target in rule.anchors and n.users]
+    seen = [rule.recognise(n, view) for n in list(gm.graph.nodes) if n.op == "call_function" and rule.begins_at(n.target) and n.users]
     return [s for s in seen if isinstance(s, Found)]
 
 

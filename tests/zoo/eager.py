@@ -1,4 +1,4 @@
-"""What a model computes in eager mode, counted without hfgraph: attentions, rotations, gated MLPs and norms, from calls of
+"""What a model computes in eager mode, counted without hfgraph: attentions, rotations, gated MLPs, mixtures of experts and norms, from calls of
 functions and modules. Names of functions and modules may be used here: this is the other side of the comparison."""
 
 from __future__ import annotations
@@ -166,11 +166,39 @@ def _counting(function: Callable[..., Any], counts: Counts) -> Callable[..., Any
     return wrapped
 
 
+@contextmanager
+def mixtures(model: nn.Module, counts: Counts) -> Iterator[None]:
+    """Count calls of modules that run the experts that a router chose."""
+    found = [m for m in model.modules() if _mixes(m)]
+    hooks = [m.register_forward_hook(lambda *_: counts.found.update(["moe"])) for m in found]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Its class is named after experts, not after shared ones, and it owns two tensors with a matrix for each of them, or a module
+    that does; or it owns two modules with such a tensor each."""
+    name = type(module).__name__
+    if ("Experts" not in name and "MoE" not in name) or "Shared" in name:
+        return False
+    children = list(module.children())
+    pairs = sum(type(m).__name__.endswith("ParallelExperts") for m in children) == 2
+    return pairs or ("Experts" in name and (_stacks(module) >= 2 or any(type(m).__name__.endswith("ExpertGLU") for m in children)))
+
+
+def _stacks(module: nn.Module) -> int:
+    return sum(p.ndim == 3 for p in module.parameters(recurse=False))
+
+
 def counted(model: nn.Module, inputs: dict[str, Any]) -> Counter[str]:
     """Run the model once; calls by what they compute."""
     counts = Counts()
     with ExitStack() as stack:
         stack.enter_context(rotations(counts))
+        stack.enter_context(mixtures(model, counts))
         stack.enter_context(Attentions(counts))
         stack.enter_context(GatedMLPs(counts))
         model(**inputs)

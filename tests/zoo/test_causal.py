@@ -1,5 +1,5 @@
 """Every causal model of the zoo: the rewritten graph equals eager, every RMSNorm that eager calls is found, module by module, and of
-attentions, rotations and gated MLPs as many as eager computes.
+attentions, rotations, gated MLPs and mixtures of experts as many as eager computes.
 
 `HFGRAPH_SEED` picks weights, inputs and samples; `HFGRAPH_ACCEPT=1` writes the golden counts anew.
 """
@@ -63,14 +63,18 @@ def is_norm(module: nn.Module) -> bool:
 
 _TWICE = "the scores are also summed up for a gate of the output"
 _TOKENS = "its sink depends on the token"
+_CAPPED = "its experts multiply a gate that is capped by the sigmoid of the gate without the cap"
+_LOOP = "its experts are called in a loop between graphs"
 # Of what eager computes, what is not found, and why.
 MISSED: dict[str, dict[str, str]] = {
     "cpmant": {"attention": "its weights are masked once more after the softmax"},
     "granite_swa": {"attention": _TWICE},
     "granitemoe_swa": {"attention": _TWICE},
-    "inkling2_loop_text": {"attention": _TOKENS},
-    "inkling2_text": {"attention": _TOKENS},
-    "longcat_flash": {"glu": "its experts are called in a loop between graphs"},
+    "inkling2_loop_text": {"attention": _TOKENS, "moe": _CAPPED},
+    "inkling2_text": {"attention": _TOKENS, "moe": _CAPPED},
+    "dbrx": {"moe": _LOOP},
+    "jetmoe": {"moe": _LOOP},
+    "longcat_flash": {"glu": _LOOP, "moe": _LOOP},
     "openai-gpt": {"attention": "scores are multiplied by a table and lowered by 10000, which masks only nearly"},
 }
 
@@ -88,7 +92,7 @@ class Eager:
     norms: Counter[str]
     """Calls of RMSNorm modules by module path."""
     computed: Counter[str]
-    """Attentions, rotated tensors and gated MLPs."""
+    """Attentions, rotated tensors, gated MLPs and mixtures of experts."""
 
 
 def run_eager(model: nn.Module, inputs: dict[str, Any]) -> Eager:
@@ -120,13 +124,14 @@ def match(called: Counter[str], sites: Counter[str]) -> tuple[Counter[str], Coun
     return +calls, beyond
 
 
-OPS = ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "attention", "rope", "glu", "softcap")
+OPS = ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "attention", "rope", "glu", "moe", "softcap")
 
 
 def recognised(what: str, report: hfgraph.Report) -> int:
-    """Sites of one kind; of rotations, the tensors that they turn."""
-    sites = [s for s in report.sites if s.rule == what and s.status == "recognised"]
-    return sum(2 if what == "rope" and "rope" in s.steps else 1 for s in sites)
+    """Sites of one kind; of rotations, the tensors that they turn; of gated MLPs, also those inside of experts."""
+    sites = [s for s in report.sites if s.status == "recognised"]
+    inside = sum(s.rule == "moe" and any(step.startswith("glu") for step in s.steps) for s in sites) if what == "glu" else 0
+    return inside + sum(2 if what == "rope" and "rope" in s.steps else 1 for s in sites if s.rule == what)
 
 
 def norm_sites(report: hfgraph.Report) -> Counter[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
@@ -107,6 +108,7 @@ class View:
 class Recogniser:
     """Looks at each node with one of the `anchors` and says what it is the end of.
 
+    An anchor is an operator, or the name of one that another library may or may not have registered, such as "library::product".
     ``recognise(node, view)`` returns the site, the reason to leave it alone, or None where it is something else. It must
     not change the graph but through ``view.call``.
     """
@@ -118,6 +120,10 @@ class Recogniser:
     name: str = ""
     stage: str = ""
     digest: str = ""
+
+    def begins_at(self, target: Any) -> bool:
+        """Whether an operator is one of the anchors."""
+        return target in self.anchors or (isinstance(target, OpOverload) and target._schema.name in self.anchors)
 
     def named(self, name: str, stage: str, file: str) -> Recogniser:
         """The recogniser as discovered; see `Rule.named`."""

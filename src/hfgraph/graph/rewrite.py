@@ -88,7 +88,7 @@ def apply_rules(gm: GraphModule, rules: Sequence[Rule | Recogniser], *, sabotage
 def _recognise(gm: GraphModule, matcher: Matcher, view: View, rule: Recogniser, outcome: Outcome, refused: list[Event], sabotage: str | None) -> list[Node]:
     """Ask a recogniser about every anchor. Returns the nodes that went; takes down why it left others alone."""
     fired: list[Node] = []
-    for node in [n for target in rule.anchors for n in matcher.index.get(target, ())]:
+    for node in sorted(n for target, nodes in matcher.index.items() if rule.begins_at(target) for n in nodes):
         if not node.users or node in fired:
             continue
         found = rule.recognise(node, view)
