@@ -370,6 +370,23 @@ def test_a_pair_that_fails_two_masks(name: str) -> None:
     assert [s.note for s in attentions()] == [note]
 
 
+@pytest.mark.parametrize("fill", [float("-inf"), LOW])
+@pytest.mark.parametrize("same", [True, False], ids=["the same mask", "another mask"])
+@torch.no_grad()
+def test_weights_that_are_masked_again(fill: float, same: bool) -> None:
+    """CPM-Ant: by the same mask, so that a query without keys gets zeros. By another one it is another function."""
+
+    def attend(q: Tensor, padding: Tensor) -> Tensor:
+        masked = (padding == 0)[:, None, None]
+        weights = scores(q, q).masked_fill(masked, fill).softmax(-1)
+        return weights.masked_fill(masked if same else padding[:, None, None] == 1, 0.0) @ q
+
+    q, padding = torch.randn(2, 2, 5, 8), torch.tensor([[0, 0, 0, 0, 0], [0, 1, 1, 1, 2]])
+    torch.testing.assert_close(compiled(attend)(q, padding), attend(q, padding), atol=1e-5, rtol=0, equal_nan=True)
+    assert len(attentions()) == same
+    assert [s.reason for s in attentions("near miss")] == ([] if same else ["attention: the weights are masked in another way than the scores"])
+
+
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_the_lowest_number_of_one_dtype_is_infinite_in_another(narrow: torch.dtype) -> None:

@@ -67,7 +67,6 @@ _CAPPED = "its experts multiply a gate that is capped by the sigmoid of the gate
 _LOOP = "its experts are called in a loop between graphs"
 # Of what eager computes, what is not found, and why.
 MISSED: dict[str, dict[str, str]] = {
-    "cpmant": {"attention": "its weights are masked once more after the softmax"},
     "granite_swa": {"attention": _TWICE},
     "granitemoe_swa": {"attention": _TWICE},
     "inkling2_loop_text": {"attention": _TOKENS, "moe": _CAPPED},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from hfgraph.graph.sources import is_projection, trail
-from hfgraph.graph.values import arguments, val
+from hfgraph.graph.values import arguments, is_pure, val
 
 aten = torch.ops.aten
 # Scores from here on down are masks; what is less negative may still matter to a sum.
@@ -115,6 +115,24 @@ class Parts:
         """Pairs that fail a condition get the score `fill`."""
         self.fills.add(fill)
         self.condition(condition, negated)
+
+
+def same_conditions(some: Iterable[Factor], others: Iterable[Factor]) -> bool:
+    """Each of the conditions is one of the others, and the other way round."""
+    a, b = list(some), list(others)
+    return all(any(x.negated == y.negated and _alike(x.node, y.node) for y in b) for x in a) and all(
+        any(x.negated == y.negated and _alike(x.node, y.node) for x in a) for y in b
+    )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """One value, or the same operator on such values: constants that a model makes anew each time are different nodes."""
+    if not isinstance(a, Node) or not isinstance(b, Node) or a is b:
+        return a is b or (type(a) is type(b) and a == b)
+    if constant(a) is not None:
+        return constant(a) == constant(b) and val(a).dtype == val(b).dtype
+    same = a.op == b.op == "call_function" and a.target is b.target and is_pure(a) and not a.kwargs and not b.kwargs and len(a.args) == len(b.args)
+    return same and all(_alike(x, y) for x, y in zip(a.args, b.args, strict=True))
 
 
 def may_mask(bias: Node) -> bool:

@@ -12,7 +12,7 @@ from torch.fx import Node
 from hfgraph.graph.recogniser import Refusal, View
 from hfgraph.graph.unify import label
 from hfgraph.graph.values import arguments, is_symbol, same_shape, same_size, val
-from hfgraph.rewrites.attending.factors import operand
+from hfgraph.rewrites.attending.factors import Factor, Parts, constant, operand
 from hfgraph.rewrites.attending.scores import PRODUCTS
 
 aten = torch.ops.aten
@@ -26,11 +26,13 @@ class Values:
         nodes: the steps; the product is the last.
         v: (..., K, E).
         order: the dims of the product in terms of (..., Q, E), where they are in another order.
+        zeroed: the conditions that weights become zero without.
     """
 
     nodes: list[Node]
     v: Node
     order: tuple[int, ...] = ()
+    zeroed: frozenset[Factor] = frozenset()
 
 
 def queries_and_keys(product: Node, view: View, before: Node) -> tuple[Node, Node] | None:
@@ -54,7 +56,7 @@ def transposed(node: Node, view: View, before: Node) -> Node:
 
 def read_values(softmax: Node, sinks: bool, view: View) -> Values | Refusal | None:
     """Follow the weights to the product with the values; None where there is none."""
-    nodes, node, sliced = [softmax], softmax, not sinks
+    nodes, node, sliced, zeroed = [softmax], softmax, not sinks, Parts()
     while (product := next((u for u in node.users if u.target in PRODUCTS), None)) is None:
         further = next((u for u in node.users if _reaches_product(u)), None)
         if further is None:
@@ -68,14 +70,19 @@ def read_values(softmax: Node, sinks: bool, view: View) -> Values | Refusal | No
             sliced = True
         elif node.target is aten.reshape.default and not _keeps_pairs(node):
             return Refusal("the weights are reshaped", node, tuple(nodes))
+        elif node.target in _FILLED:
+            if constant(node.args[2]) != 0 or node.args[0] is not nodes[-2]:
+                return Refusal(f"the weights are filled with {node.args[2]}", node, tuple(nodes))
+            zeroed.condition(operand(node, 1), True)
     nodes.append(product)
     found = _second_operand(product, node, view)
     if found is None or not sliced:
         return Refusal(f"{label(product)} is no product of weights and values", product, tuple(nodes))
-    return Values(nodes, *found)
+    return Values(nodes, *found, frozenset(zeroed.factors))
 
 
-_ON_THE_WAY = frozenset({aten.to.dtype, aten.reshape.default, aten.slice.Tensor, aten.clone.default})
+_FILLED = frozenset({aten.masked_fill.Scalar, aten.masked_fill.Tensor})
+_ON_THE_WAY = frozenset({aten.to.dtype, aten.reshape.default, aten.slice.Tensor, aten.clone.default}) | _FILLED
 
 
 def _reaches_product(node: Node, depth: int = 4, *, anyhow: bool = False) -> bool:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from hfgraph.graph.evaluate import data
 from hfgraph.graph.recogniser import Found, Recogniser, Refusal, View
 from hfgraph.graph.values import arguments, same_size, val
 from hfgraph.kernels.attention import attention
 from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
 from hfgraph.rewrites.attending.examples import EXAMPLES
-from hfgraph.rewrites.attending.factors import Bias, Parts, Step
+from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, same_conditions
 from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, taken_apart, ungrouped
 from hfgraph.rewrites.attending.scores import Scores, read_scores
 from hfgraph.rewrites.attending.structure import Structure
@@ -71,6 +72,8 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     then: list[tuple[Any, ...]] = [(aten.permute.default, list(values.order))] if values.order else []
     top = scores.nodes[0]
     parts = scores.parts
+    if values.zeroed and (not _zeroes_what_is_masked(values.zeroed, parts, view) or scores.sinks is not None):
+        return Refusal("the weights are masked in another way than the scores", output, nodes)
     split = taken_apart(scores.nodes)
     if val(q).ndim == 3 and split is not None:
         heads = split.args[1][:2]  # type: ignore[index]
@@ -85,11 +88,20 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     masking = masking_arguments(parts, q, k, view, output, None, beside_sinks=scores.sinks is not None)
     if isinstance(masking, Refusal):
         return masking
+    if values.zeroed:
+        masking.named.pop("masked", None)  # a query without keys gets zeros
     sinks = None if scores.sinks is None else per_head(scores.sinks, q, k)
     if scores.sinks is not None and sinks is None:
         return Refusal("the sink is not one number for each head", scores.sinks, nodes)
     args: dict[str, Any] = {"q": q, "k": k, "v": v, **masking.named, "sinks": sinks, "scale": scores.scale, "softcap": scores.softcap}
     return Found((output,), attention, args, (*nodes, *repeats), nodes[:-1], tuple(then), masking.words)
+
+
+def _zeroes_what_is_masked(zeroed: frozenset[Factor], parts: Parts, view: View) -> bool:
+    """Weights are masked by what their scores are masked by, which nothing writes in between."""
+    read = {source for factor in (*zeroed, *parts.factors) for source in data(factor.node, {})}
+    unchanged = zeroed == set(parts.factors) or not view.aliases.writes(list(read))
+    return unchanged and same_conditions(zeroed, parts.factors) and not parts.stacked and not parts.unread
 
 
 def _with_heads(node: Node, heads: Any, view: View, before: Node) -> Node:
