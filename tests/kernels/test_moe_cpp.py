@@ -218,6 +218,16 @@ def test_it_is_lowered_to_but_not_in_training() -> None:
         assert _lowered(given, {"moe": "cpp"}) == 1 and _lowered(given, {"moe": "reference"}) == 0
 
 
+def test_it_is_picked_unasked_where_it_wins() -> None:
+    few, many = Size(4, 2, 3, 16, 16), Size(97, 2, 3, 16, 16)
+    turned = laid_out(made(few, torch.float32), "turned matrices")
+    for wins, given in (
+        (True, made(few, torch.bfloat16)), (True, made(many, torch.bfloat16)), (True, made(few, torch.float32)), (False, made(many, torch.float32)),
+        (False, turned), (True, laid_out(made(few, torch.bfloat16), "turned matrices")),
+    ):  # fmt: skip
+        assert CPP.accepts(**given) and CPP.wins(**given) is wins
+
+
 def _lowered(given: dict[str, Any], asked: dict[str, str] | None = None) -> int:
     names = [n for n, a in given.items() if isinstance(a, Tensor)]
     gm = make_fx(lambda *args: OP(**dict(zip(names, args, strict=True))), pre_dispatch=True, tracing_mode="fake")(*(given[n] for n in names))

@@ -27,10 +27,18 @@ def fits_cpp(
     return routed and _sizes_fit(x, expert_ids, expert_weights, gate_up, down) and _biases_fit(gate_up, down, gate_up_bias, down_bias)
 
 
+# Rows of an expert, on average, above which products of float32 are PyTorch's own, and what stands around them costs more here.
+_MANY = 64
+
+
 def cpp_wins(x: Tensor, expert_ids: Tensor, expert_weights: Tensor, gate_up: Tensor, down: Tensor, *rest: Any, **named: Any) -> bool:
-    """Where benchmarks/moe.py shows a gain over grouped products at few tokens and no loss at many: in bfloat16; in float32 where rows are dense."""
-    del expert_ids, expert_weights, rest, named
-    return x.dtype is torch.bfloat16 or all(t.ndim == 3 and isinstance(t.stride(2), int) and t.stride(2) == 1 for t in (gate_up, down))
+    """Where benchmarks/moe.py shows a gain over grouped products on AVX2: in bfloat16; in float32 with dense rows, unless tokens are known to be many."""
+    del expert_weights, rest, named
+    if x.dtype is torch.bfloat16:
+        return True
+    pairs, experts = expert_ids.numel(), gate_up.shape[0]
+    many = isinstance(pairs, int) and isinstance(experts, int) and pairs > _MANY * experts
+    return not many and all(t.ndim == 3 and isinstance(t.stride(2), int) and t.stride(2) == 1 for t in (gate_up, down))
 
 
 def _sizes_fit(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> bool:
