@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hfgraph.graph.op import NAMESPACE
+from hfgraph.kernels.moe.fits import cpp_wins
 from hfgraph.lower import lower
 
 CPP = OP.implementations["cpp"]
@@ -226,6 +228,8 @@ def test_it_is_picked_unasked_where_it_wins() -> None:
         (False, turned), (True, laid_out(made(few, torch.bfloat16), "turned matrices")),
     ):  # fmt: skip
         assert CPP.accepts(**given) and CPP.wins(**given) is wins
+    unknown: Any = SimpleNamespace(numel=lambda: object())
+    assert cpp_wins(**{**made(few, torch.bfloat16), "expert_ids": unknown}) and not cpp_wins(**{**made(few, torch.float32), "expert_ids": unknown})
 
 
 def _lowered(given: dict[str, Any], asked: dict[str, str] | None = None) -> int:

@@ -32,13 +32,13 @@ _MANY = 64
 
 
 def cpp_wins(x: Tensor, expert_ids: Tensor, expert_weights: Tensor, gate_up: Tensor, down: Tensor, *rest: Any, **named: Any) -> bool:
-    """Where benchmarks/moe.py shows a gain over grouped products on AVX2: in bfloat16; in float32 with dense rows, unless tokens are known to be many."""
+    """Where benchmarks/moe.py shows a gain over grouped products on AVX2: in bfloat16; in float32 with dense rows, where tokens are known to be few."""
     del expert_weights, rest, named
     if x.dtype is torch.bfloat16:
         return True
     pairs, experts = expert_ids.numel(), gate_up.shape[0]
-    many = isinstance(pairs, int) and isinstance(experts, int) and pairs > _MANY * experts
-    return not many and all(t.ndim == 3 and isinstance(t.stride(2), int) and t.stride(2) == 1 for t in (gate_up, down))
+    few = isinstance(pairs, int) and isinstance(experts, int) and pairs <= _MANY * experts
+    return few and all(t.ndim == 3 and isinstance(t.stride(2), int) and t.stride(2) == 1 for t in (gate_up, down))
 
 
 def _sizes_fit(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> bool:
