@@ -63,7 +63,7 @@ def test_all_is_well_here(checkup: doctoring.Checkup) -> None:
     assert found["torch"].startswith(torch.__version__)
     assert "loaded: Python.h, OpenMP, C++20" in found["test program"]
     ops = [c.found for c in checkup.sections["used"] if c.name == "ops on cpu"]
-    assert "attention: cpp where it applies, else the reference, compiled by Inductor" in ops
+    assert "attention, moe: cpp where it applies, else the reference, compiled by Inductor" in ops
     assert found["rules"] == ", ".join(f"{len(rules(stage))} to {stage}" for stage in STAGES)
 
 

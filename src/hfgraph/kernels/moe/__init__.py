@@ -57,7 +57,7 @@ def moe(
     down_bias: Tensor | None = None, activation: str = "silu", alpha: float = 1.0, gate_max: float | None = None, act_max: float | None = None,
     up_min: float | None = None, up_max: float | None = None, up_offset: float = 0.0, interleaved: int = 0, weights_first: int = 0,
 ) -> Tensor:  # fmt: skip
-    """``sum_k w[t, k] * down[e] @ glu(gate_up[e] @ x[t])`` with ``e = ids[t, k]`` (Shazeer et al., 2017, arXiv:1701.06538).
+    """``sum(w[k] * (down[ids[k]] @ glu(gate_up[ids[k]] @ x)), k)`` for each token (Shazeer et al., 2017, arXiv:1701.06538).
 
     Which experts a token goes to, and with which weights, the router says; it is not part of the op.
 
