@@ -232,6 +232,8 @@ LOWERED = [n for n in EXAMPLES if "autocast" not in n and "another dtype" not in
 @every_size
 def test_lowering_to_a_kernel(op_with_a_kernel: Op, dynamic: bool | None) -> None:
     """Kernels return contiguous tensors: a view of the result, after a graph break for instance, may exist in the reference's layout only."""
+    if op_with_a_kernel.name == "moe":
+        pytest.skip("no example has experts: products are added up in another order than the model's; tests/kernels/test_moe_cpp.py lowers them")
     found = {name: lowered(op_with_a_kernel, name, dynamic) for name in LOWERED}
     assert sum(count for count, _ in found.values()), f"no example in graph_cases.py is recognised as {op_with_a_kernel.name}"
     wrong = [f"{name}: {f}" for name, (_, faulty) in found.items() for f in faulty]
