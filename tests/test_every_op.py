@@ -182,7 +182,7 @@ def targets(gm: GraphModule) -> list[Any]:
 
 def is_plain(target: Any) -> bool:
     """ATen's, or one of the products for which ATen has no operator that can be traced: of hfgraph's, but no op that rules see."""
-    return getattr(target, "namespace", "aten") == "aten" or target in (torch.ops.hfgraph.grouped_mm.default,)
+    return getattr(target, "namespace", "aten") == "aten" or target is torch.ops.hfgraph.grouped_mm.default
 
 
 def is_whole_before_dispatch_and_inlined_after(an_op: Op, dtype: torch.dtype) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,21 +19,10 @@ CPP = OP.implementations["cpp"]
 if (_problem := CPP.problem()) is not None:
     pytest.skip(_problem, allow_module_level=True)
 KERNEL: Any = CPP.target
+pytestmark = pytest.mark.usefixtures("poisoned_cpu")
 every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 every_setting = pytest.mark.parametrize("setting", SETTINGS)
 every_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Fresh memory is NaN: an element that the kernel does not write shows. One thread: these are small calls."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(8).isnan().all(), "torch.empty is not poisoned"
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 # --- numbers ------------------------------------------------------------------------------------------

@@ -351,7 +351,30 @@ def test_a_mask_from_outside_over_scores_masked_before() -> None:
     assert_equal(compiled(attend)(q, mask), attend(q, mask))
     assert [s.note for s in attentions()] == ["full, bias as a tensor"]
     assert_equal(compiled(bounded)(q, mask), bounded(q, mask))
-    assert [s.reason for s in attentions("near miss")] == ["attention: masks are added to each other and then bounded"]
+    assert [s.reason for s in attentions("near miss")] == ["attention: masks are added to each other, and then bounded or rounded"]
+
+
+@torch.no_grad()
+def test_masks_added_to_each_other_and_then_rounded() -> None:
+    """One mask is infinite in the narrower dtype, the other one is not."""
+
+    def attend(q: Tensor, padding: Tensor) -> Tensor:
+        return (scores(q, q).masked_fill(~causal(), -1e35) + pads(padding)).to(torch.bfloat16).softmax(-1).float() @ q
+
+    q, padding = torch.randn(2, 2, 5, 8), torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
+    torch.testing.assert_close(compiled(attend)(q, padding), attend(q, padding), atol=2e-2, rtol=0, equal_nan=True)
+    assert [s.reason for s in attentions("near miss")] == ["attention: masks are added to each other, and then bounded or rounded"]
+
+
+@torch.no_grad()
+def test_a_mask_that_is_a_number_of_the_model() -> None:
+    """The number is a tensor, and the mask a product with it: no condition is seen in it, and it is not taken for a small bias."""
+
+    def attend(q: Tensor, padding: Tensor) -> Tensor:
+        return (scores(q, q).masked_fill(~causal(), LOW) + (padding == 0)[:, None, None].float() * torch.tensor(LOW)).softmax(-1) @ q
+
+    q, padding = torch.randn(2, 2, 5, 8), torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
+    assert_equal(compiled(attend)(q, padding), attend(q, padding))
 
 
 @pytest.mark.parametrize("name", STACKED)

@@ -73,8 +73,8 @@ def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, 
 def _as_a_tensor(parts: Parts, q: Node, k: Node, view: View, before: Node) -> Arguments | Refusal:
     """Masks added to each other, as the model has them: a query without keys prefers the pairs that fail one to those that fail both."""
     dtype, total = val(q).dtype, None
-    if not parts.steps:
-        return Refusal("masks are added to each other and then bounded", before)
+    if not parts.retold:
+        return Refusal("masks are added to each other, and then bounded or rounded", before)
     if any(torch.tensor(f, dtype=torch.float64).to(dtype).isinf() for f in parts.fills if math.isfinite(f)):
         return Refusal(f"masks are added to each other, and {dtype} does not hold their numbers", before)
     for step in reversed(parts.steps):

@@ -60,6 +60,7 @@ class Parts:
             into. That shows where a query has no key, for a softmax then prefers the pairs that fail one.
         unread: a bias may be a mask itself.
         steps: the same as it was done, last step first.
+        retold: doing the steps again gives the mask: no bound or narrower dtype above them changes their numbers.
     """
 
     factors: list[Factor] = field(default_factory=list)
@@ -68,6 +69,7 @@ class Parts:
     stacked: bool = False
     unread: bool = False
     steps: list[Step] = field(default_factory=list)
+    retold: bool = True
 
     def condition(self, node: Node, negated: bool = False) -> None:
         """Take a boolean tensor apart."""
@@ -143,7 +145,7 @@ def may_mask(bias: Node) -> bool:
     stack, seen = [bias], {bias}
     while stack:
         node = stack.pop()
-        if any(isinstance(a, float) and abs(a) >= low for a in node.args):
+        if any(isinstance(a, int | float) and abs(a) >= low for a in (*node.args, constant(node))):
             return True
         inputs = [] if is_projection(node) or node.target is aten.softmax.int else [n for n in node.all_input_nodes if n not in seen]
         seen.update(inputs)

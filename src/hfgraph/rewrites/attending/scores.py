@@ -234,23 +234,24 @@ def _masked(scores: Scores, node: Node, condition: Any, fill: Any, negated: bool
     _not_capped(scores, node)
     found = Parts()
     found.mask(condition, value, negated)
-    _take(scores, found, Step(Factor(condition, negated), value))
+    _take(scores, found, Step(Factor(condition, negated), value), val(node).dtype)
 
 
 def _take_added(scores: Scores, node: Node, factor: float) -> None:
     found = Parts()
     found.added(node, factor)
-    _take(scores, found, Step(Bias(node, factor)))
+    _take(scores, found, Step(Bias(node, factor)), val(node).dtype)
     scores.lowered |= bool(found.fills)
 
 
-def _take(scores: Scores, found: Parts, step: Step) -> None:
-    """Parts that a step adds, as they are once the scores have gone through all casts above it."""
+def _take(scores: Scores, found: Parts, step: Step, dtype: torch.dtype) -> None:
+    """Parts that a step adds in a dtype, as they are once the scores have gone through all casts above it."""
     parts = scores.parts
     stacked = bool(found.fills) and scores.lowered
     parts.take(found, scores.casts[::-1])
     parts.stacked = (parts.stacked or stacked) and not scores.floored
-    parts.steps += [] if scores.floored else [step]
+    parts.retold &= not scores.floored and all(torch.finfo(c).max >= torch.finfo(dtype).max for c in scores.casts)
+    parts.steps.append(step)
 
 
 def _not_capped(scores: Scores, node: Node) -> None:

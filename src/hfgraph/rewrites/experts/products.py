@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch._ops import OpOverload
@@ -79,8 +79,7 @@ def _biased(found: Product, node: Node, bias: object, view: View) -> Product:
         raise Unlike("what is added to a product is not the bias of each row's own expert", node)
     if val(picked[0]).ndim != 2 or not same_size(val(picked[0]).shape[0], found.experts):
         raise Unlike(f"there is not one bias for each of {found.experts} experts", node)
-    own = (*found.nodes, node, bias)
-    return Product(node, found.rows, found.matrix, found.turned, picked[0], found.ids, found.flat, found.order, found.bare, own, found.shared)  # type: ignore[arg-type]
+    return replace(found, end=node, bias=picked[0], nodes=(*found.nodes, node, bias))  # type: ignore[arg-type]
 
 
 def biased(found: Product, view: View) -> Product:
