@@ -268,6 +268,12 @@ def with_sink(s: Tensor, sink: Tensor) -> Tensor:
     return torch.cat([s, sink.reshape(1, -1, 1, 1).expand(s.shape[0], -1, s.shape[2], 1)], -1)
 
 
+def gated(s: Tensor, v: Tensor, sink: Tensor, summed: Tensor | None = None) -> Tensor:
+    """A sink that is told from the sum of the scores."""
+    gate = torch.sigmoid((s if summed is None else summed).logsumexp(-1) - sink)
+    return (s.softmax(-1) @ v) * gate.unsqueeze(-1)
+
+
 ODD: dict[str, Any] = {
     "a number before the cap": lambda q, k, v: (torch.tanh((scores(q, k) + 1.5) / 2.0) * 2.0).softmax(-1) @ v,
     "the row's maximum before the cap": lambda q, k, v: (torch.tanh((s := scores(q, k)) - s.amax(-1, keepdim=True)) * 2.0).softmax(-1) @ v,
@@ -280,6 +286,19 @@ ODD: dict[str, Any] = {
     "a bias that the sink shares": lambda q, k, v: (with_sink(scores(q, k), SINK) + SINK[:, None, None]).softmax(-1)[..., :-1] @ v,
     "a sink for each query": lambda q, k, v: torch.cat([scores(q, k), SINK[:, None].expand(2, 5, 5, 1)], -1).softmax(-1)[..., :-1] @ v,
     "distances beside a sink": lambda q, k, v: with_sink(scores(q, k) + 0.7 * (torch.arange(5) + 3.0) * torch.ones(5, 1, 1), SINK).softmax(-1)[..., :-1] @ v,
+    "a gate": lambda q, k, v: gated(scores(q, k), v, SINK[:, None]),
+    "a gate for each query": lambda q, k, v: gated(scores(q, k), v, SINK),
+    "a gate by other scores": lambda q, k, v: gated((s := scores(q, k)), v, SINK[:, None], s + 1.0),
+    "a gate by scores with a number added": lambda q, k, v: gated(scores(q, k) + 1.5, v, SINK[:, None]),
+    "a gate by distances": lambda q, k, v: gated(scores(q, k) + 0.7 * (torch.arange(5) + 3.0) * torch.ones(5, 1, 1), v, SINK[:, None]),
+    "a gate and a sink": lambda q, k, v: gated(with_sink(scores(q, k), SINK), F.pad(v, (0, 0, 0, 1)), SINK[:, None]),
+    "a gate by a column": lambda q, k, v: (
+        ((s := scores(q, k)).softmax(-1) @ v) * torch.sigmoid(s.float().logsumexp(-1, keepdim=True) - SINK[:, None, None]).to(v.dtype)
+    ),
+    "a gate over queries without keys": lambda q, k, v: gated(scores(q, k).masked_fill(torch.arange(5) > torch.arange(5)[:, None] - 2, LOW), v, SINK[:, None]),
+    "a gate over queries without keys, -inf": lambda q, k, v: gated(
+        scores(q, k).masked_fill(torch.arange(5) > torch.arange(5)[:, None] - 2, float("-inf")), v, SINK[:, None]
+    ),
     "queries before the first key": lambda q, k, v: (
         scores(q, k[:, :, :3]).masked_fill(torch.arange(3) > torch.arange(5)[:, None] - 2, LOW).softmax(-1) @ v[:, :, :3]
     ),
@@ -290,6 +309,11 @@ ODD: dict[str, Any] = {
 }
 
 
+# In how many of these the gate is a sink.
+GATES = {"a gate": 1, "a gate by a column": 1, "a gate over queries without keys": 1, "a gate by distances": 1}
+GATES |= {n: 0 for n in ODD if n.startswith("a gate") and n not in GATES}
+
+
 @pytest.mark.parametrize("name", ODD)
 @torch.no_grad()
 def test_odd_scores_are_what_the_model_says(name: str) -> None:
@@ -297,6 +321,8 @@ def test_odd_scores_are_what_the_model_says(name: str) -> None:
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(2, 5, 5, 8, generator=generator) for _ in range(3))
     torch.testing.assert_close(compiled(ODD[name])(q, k, v), ODD[name](q, k, v), atol=1e-5, rtol=0, equal_nan=True)
+    if name in GATES:
+        assert len(attentions()) == GATES[name]
 
 
 @pytest.mark.parametrize("fill", [float("-inf"), LOW])

@@ -242,7 +242,7 @@ def per_head(sinks: Node, q: Node, k: Node) -> Node | None:
         for sizes in Pairs(q, k).trials([Factor(sinks)]):
             numbers = torch.arange(val(node).shape[0]).to(val(node).dtype)
             (values,) = evaluate([sinks], sizes, {node: numbers})
-            if not torch.equal(values, numbers.to(values.dtype)[:, None, None].expand(values.shape)):
+            if not torch.equal(*torch.broadcast_tensors(values, numbers.to(values.dtype)[:, None, None])):
                 return None
     except CannotEvaluate:
         return None

@@ -123,6 +123,14 @@ def sinks(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
     return torch.matmul(joined.softmax(-1)[..., :-1], v)
 
 
+def gated(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+    """A sink as a gate on the output, told from the sum of the scores."""
+    scores = torch.matmul(q, k.transpose(2, 3)) * _SCALE + _low(_offsets(q, k) <= 0, q.dtype)
+    gate = (torch.logsumexp(scores, dim=-1) - sink.view(1, -1, 1)).to(torch.promote_types(q.dtype, torch.float32)).sigmoid()
+    out = torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype), v)
+    return out * gate.unsqueeze(-1).to(out.dtype)
+
+
 def alibi(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Heads and sequences in one dim, the bias inside `baddbmm`."""
     batch, heads, length, _ = q.shape
@@ -164,6 +172,7 @@ EXAMPLES: tuple[Example, ...] = (
     _example("band", band, _tensors()),
     _example("softcap", capped, _tensors()),
     _example("sinks", sinks, _more(_tensors(), torch.tensor([0.5, -1.0, 2.0, 0.0]))),
+    _example("a sink as a gate", gated, _more(_tensors(), torch.tensor([0.5, -1.0, 2.0, 0.0]))),
     _example("ALiBi", alibi, _tensors()),
     _example("relative bias", relative_bias, _more(_tensors(), _TABLE)),
 )

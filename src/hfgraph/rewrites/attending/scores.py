@@ -32,6 +32,7 @@ class Scores:
         casts: what the scores are cast to on the way that is left to the softmax, the last cast first.
         lowered: a mask is added on the way, and no bound lifts what that gives.
         floored: a bound lifts masked scores to the same number.
+        shifted: something is added to all scores of a query.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Scores:
     casts: list[torch.dtype] = field(default_factory=list)
     lowered: bool = False
     floored: bool = False
+    shifted: bool = False
 
     @property
     def product(self) -> Node:
@@ -203,6 +205,7 @@ def _is_for_all_keys(scores: Scores, node: Node) -> None:
     """What is the same for all keys of a query a softmax does not see, unless a sink stands beside them that it is not added to."""
     if scores.sinks is not None:
         raise Stuck("something is added to all scores but the sink's", node)
+    scores.shifted = True
 
 
 def _floor(scores: Scores, node: Node) -> Node:

@@ -14,6 +14,7 @@ from hfgraph.kernels.attention import attention
 from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
 from hfgraph.rewrites.attending.examples import EXAMPLES
 from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, same_conditions
+from hfgraph.rewrites.attending.gate import read_gate
 from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, taken_apart, ungrouped
 from hfgraph.rewrites.attending.scores import Scores, read_scores
 from hfgraph.rewrites.attending.structure import Structure
@@ -63,7 +64,13 @@ def _of_softmax(node: Node, view: View) -> Found | Refusal | None:
 
 def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     """Attention between the product of queries and keys and that of weights and values."""
-    nodes, output = (*scores.nodes, *values.nodes), values.nodes[-1]
+    gate = read_gate(values.nodes[0], values.nodes[-1], view) if scores.sinks is None and not values.order else None
+    nodes = (*scores.nodes, *values.nodes, *(gate.nodes if gate is not None else ()))
+    output = nodes[-1]
+    if gate is not None:
+        if scores.shifted:
+            return Refusal("the output is scaled by the sum of scores that something was added to for all keys", output, nodes)
+        scores.sinks = gate.sinks
     operands = queries_and_keys(scores.product, view, output)
     if operands is None:
         return Refusal("the product of queries and keys has operands that do not fit", scores.product, nodes)
@@ -88,6 +95,8 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     masking = masking_arguments(parts, q, k, view, output, None, beside_sinks=scores.sinks is not None)
     if isinstance(masking, Refusal):
         return masking
+    if gate is not None and masking.named.get("masked") == float("-inf"):
+        return Refusal("a query without keys gives not-a-number, and with a sink it would give zeros", output, nodes)
     if values.zeroed:
         masking.named.pop("masked", None)  # a query without keys gets zeros
     sinks = None if scores.sinks is None else per_head(scores.sinks, q, k)
