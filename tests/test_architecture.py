@@ -41,13 +41,14 @@ LAYERS = (
     ("report",),
     ("backend",),
     ("doctoring", "explaining"),
-    ("bench", "verifying"),
+    ("bench", "verifying", "zoo"),
 )
 RANK = {part: i for i, layer in enumerate(LAYERS) for part in layer}
 TOP = len(LAYERS)
 # Who may load a heavy package at all, by part of hfgraph.
 HEAVY = {
-    "transformers": {"models", "bench"}, "triton": {"kernels"}, "rich": {"tables", "commands", "bench"}, "matplotlib": {"bench"}, "psutil": {"bench"},
+    "transformers": {"models", "bench", "zoo"}, "triton": {"kernels"}, "rich": {"tables", "commands", "bench", "zoo"},
+    "matplotlib": {"bench"}, "psutil": {"bench"},
 }  # fmt: skip
 
 
@@ -182,12 +183,13 @@ def test_a_heavy_import_is_caught() -> None:
 # --- sizes --------------------------------------------------------------------------------------------
 
 MOST_LINES, MOST_IN_A_FUNCTION, MOST_IN_A_KERNEL = 300, 40, 80
+CATALOGUES = {"hfgraph/errors.py"}  # many small classes that nobody reads from end to end
 
 
 def too_long(name: str, text: str) -> list[str]:
     """Files and functions that do not fit on a page; a function's docstring counts, its decorators do not."""
     lines = len(text.splitlines())
-    found = [f"{name} has {lines} lines, {MOST_LINES} are allowed"] if lines > MOST_LINES else []
+    found = [f"{name} has {lines} lines, {MOST_LINES} are allowed"] if lines > MOST_LINES and name not in CATALOGUES else []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             most = MOST_IN_A_KERNEL if any("triton.jit" in ast.unparse(d) for d in node.decorator_list) else MOST_IN_A_FUNCTION

@@ -246,10 +246,10 @@ def test_the_cache_tag_follows_options_rules_ops_and_sources(monkeypatch: pytest
     assert plain == backend.cache_tag(Options(strict=True, inductor_config={"x": 1}))  # neither changes a graph
     assert plain != backend.cache_tag(Options(disable=("rms_norm",)))
     assert plain != backend.cache_tag(Options(kernels={"rms_norm": "reference"}))
-    backend._sources.cache_clear()
+    backend.source_digest.cache_clear()
     monkeypatch.setattr(all_ops()["rms_norm"], "digest", "another body")
     changed = backend.cache_tag(Options())
-    backend._sources.cache_clear()
+    backend.source_digest.cache_clear()
     assert changed != plain
 
 

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import _generate
 import pytest
-from _generate import files, formula, ops, text, usage
+from _generate import coverage, files, formula, ops, text, usage
 from _generate.registry import Registry, defined, made, taken
 
 from hfgraph import cli
@@ -30,6 +30,8 @@ from hfgraph.graph.op import Op
 from hfgraph.graph.recogniser import Recogniser
 from hfgraph.graph.rule import Rule
 from hfgraph.options import Options
+from hfgraph.zoo.record import Miss, Record
+from hfgraph.zoo.table import Coverage
 
 ROOT = Path(__file__).parents[1]
 REGISTRY = Registry.of_hfgraph()
@@ -112,7 +114,7 @@ def pages(site: Path) -> dict[str, Page]:
 
 
 def test_the_pages_there_are(pages: dict[str, Page]) -> None:
-    named = {"index", "status", "options", "command-line", "design", "ops/index", "rules/index", "contributing", "changelog"}
+    named = {"index", "status", "coverage", "options", "command-line", "design", "ops/index", "rules/index", "contributing", "changelog"}
     assert {f"{n}.html" for n in named} <= pages.keys()
     assert pages["design.html"].has("How hfgraph works, and why")
     assert pages["contributing.html"].has("Add a rule")
@@ -473,6 +475,25 @@ def test_arguments_in_words(argument: Any, words: str) -> None:
     from _generate.rules import in_words
 
     assert in_words(argument) == words
+
+
+def test_the_page_of_coverage() -> None:
+    """Shares, a row for each architecture, every miss with its reason; what Dynamo does alone is not put down to hfgraph."""
+    miss = Miss("attention", "layers.0.attn", 1, "a | b")
+    one = Record("one", "OneModel", "causal", expected={"norm": 4, "attention": 2}, missed=[miss], graphs=1, error_of_dynamo=2.05)
+    two = Record("two", "TwoModel", "mlm", expected={"norm": 7}, graphs=3, breaks=["a call of print"])
+    text = coverage.coverage_page(Coverage({"one": one, "two": two}, {"torch": "2.13"}))
+    for row in (
+        "| Causal language models | 1 | 4 of 4 |  | 1 of 2 |  |  |  |",
+        "| `one` | OneModel | 1 | 4 |  | 1 of 2 |  |  |  |",
+        "| `two` | TwoModel | 3 | 7 |  |  |  |  |  |",
+        "| one | attention | layers.0.attn | 1 | a &#124; b |",
+        "| two | 3 | a call of print |",
+        "| one | 2 |",
+    ):
+        assert row in text.splitlines(), row
+    del one.missed[:]
+    assert "2 of 2" in coverage.coverage_page(Coverage({"one": one}))
 
 
 def test_files_of_the_repository() -> None:

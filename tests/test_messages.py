@@ -64,6 +64,10 @@ MESSAGES: dict[HfgraphError, str] = {
     errors.RuleNotApplied("rms_norm", ["layer_norm"]): (
         "rule 'rms_norm' has nothing to do in this model, so falsifying it shows nothing. Rules applied: layer_norm."
     ),
+    errors.UnknownArchitecture("lama", ["llama", "gpt2"]): "the zoo has no architecture 'lama'. Did you mean 'llama'? It has 2: hfgraph zoo --list",
+    errors.NotACoverageTable(
+        "x.json", "KeyError: 'models'"
+    ): "'x.json' is no table of hfgraph zoo (KeyError: 'models'). Name another file, or remove this one.",
     errors.NotInAClone("tinylm", "examples/tinylm"): (
         "the preset 'tinylm' is a folder of hfgraph's repository, and 'examples/tinylm' is not there. "
         "Run from a clone (pip install --editable .), or name another preset."

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from _generate import files, ops, rules, usage
+from _generate import coverage, files, ops, rules, usage
 from _generate.registry import Registry
 
 
 def pages(registry: Registry) -> dict[str, str]:
     """Every page, by path."""
-    return {**files.pages(), **usage.pages(registry), **ops.pages(registry), **rules.pages(registry)}
+    return {**files.pages(), **coverage.pages(), **usage.pages(registry), **ops.pages(registry), **rules.pages(registry)}
 
 
 def with_registry(nav: list[Any], registry: Registry) -> list[Any]:

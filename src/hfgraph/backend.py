@@ -129,18 +129,18 @@ def cache_tag(options: Options) -> str:
 
     Inductor adds versions, devices and its own settings to its cache keys itself.
     """
-    return f"hfgraph-{_sources()}-{hashlib.sha256(options.digest().encode()).hexdigest()[:16]}"
+    return f"hfgraph-{source_digest()}-{hashlib.sha256(options.digest().encode()).hexdigest()[:16]}"
 
 
 @cache
-def _sources() -> str:
+def source_digest() -> str:
     """A digest of hfgraph, and of ops and rules that others have registered."""
     from hfgraph.graph.op import OPS
     from hfgraph.rewrites import all_rules
 
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for file in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cpp")):
+    for file in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cpp", ".h")):
         digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
     for extra in (*(op.digest for op in OPS.values()), *(r.digest for r in all_rules())):
         digest.update(extra.encode())

@@ -243,6 +243,21 @@ class RuleNotApplied(HfgraphError, ValueError):
         super().__init__(f"rule {rule!r} has nothing to do in this model, so falsifying it shows nothing. Rules applied: {_listed(applied)}.")
 
 
+class UnknownArchitecture(HfgraphError, ValueError):
+    """A name that is no entry of the zoo."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        known = list(known)
+        super().__init__(f"the zoo has no architecture {name!r}.{_nearest(name, known)} It has {len(known)}: hfgraph zoo --list")
+
+
+class NotACoverageTable(HfgraphError, ValueError):
+    """A file that `hfgraph zoo` was to go on with, and did not write."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path!r} is no table of hfgraph zoo ({why}). Name another file, or remove this one.")
+
+
 class NotInAClone(HfgraphError, ValueError):
     """A model that comes with the repository was named, and the repository is not here."""
 

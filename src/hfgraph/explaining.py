@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,11 +38,19 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
     """
     if not callable(model):
         raise NotAModel("explain", model)
+    _, report = observed(model, args, kwargs, Options(inductor=False))
+    if not report.graphs:
+        raise NothingCompiled("explain")
+    return report
+
+
+def observed(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Options) -> tuple[Any, Report]:
+    """What the rewritten model gives for one call, without Inductor, and the report of its graphs with how often the call ran each."""
     report = Report(model="" if inspect.isroutine(model) else type(model).__name__)
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
         check_inputs(gm, example_inputs)
-        rewritten, found = rewrite(gm, example_inputs, Context(Options(inductor=False)))
+        rewritten, found = rewrite(gm, example_inputs, Context(options))
         found.calls = 0
         report.graphs.append(found)
 
@@ -54,11 +62,9 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
 
     before = Counter(counters["graph_break"])
     with fresh_compilation(), watched() as breaks:
-        torch.compile(model, backend=backend)(*args, **kwargs)
+        out = torch.compile(model, backend=backend)(*args, **kwargs)
     report.counted = gathered(breaks, Counter(counters["graph_break"]) - before)
-    if not report.graphs:
-        raise NothingCompiled("explain")
-    return report
+    return out, report
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def _glu_settings(dtype: torch.dtype) -> dict[str, Setting]:
     plain: Setting = {**dict.fromkeys(("gate_max", "act_max", "up_min", "up_max")), "up_offset": 0.0}
     single, other = torch.float32, torch.float16 if dtype is torch.bfloat16 else torch.bfloat16
     found: dict[str, Setting] = {"default": {**plain, "activation": "silu"}}
-    found |= {a: {**plain, "activation": a} for a in ("gelu", "gelu_tanh", "swish")}
+    found |= {a: {**plain, "activation": a} for a in ("gelu", "gelu_tanh", "gelu_new", "swish")}
     return found | {
         "relu2": {**plain, "activation": "relu2", "gate_max": 100.0},  # float16 does not hold the square of 256
         "clamped_swish": {"activation": "swish", "act_max": None},

@@ -85,7 +85,7 @@ def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
 
 
 @every_dtype
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu2", "swish"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "gelu_new", "relu2", "swish"])
 def test_far_values_and_nan(activation: str, dtype: torch.dtype) -> None:
     """One channel each, so that what the activation is given is chosen: far values, infinities, NaN."""
     values = torch.tensor([-1e30, -1000.0, -90.0, -20.0, -0.0, 0.0, 1e-30, 20.0, 90.0, 1000.0, torch.inf, -torch.inf, torch.nan]).to(dtype)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import zoo
 from torch import Tensor, nn
 
 import hfgraph
+from hfgraph import zoo
 
 PLAIN = {"inductor": False, "strict": True}  # the rewritten graph as it is: no rounding but its own
 

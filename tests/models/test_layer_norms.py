@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from captured import find, ops, same, traced
 from torch import Tensor
 from torch.fx import GraphModule
 
 import hfgraph
+from hfgraph import zoo
 from hfgraph.options import Options
 from hfgraph.pipeline import PIPELINE, Context, run
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from test_causal import NAMES, SEED, UNLIMITED, run_rewritten, sample
-from test_causal import pytestmark as pytestmark
+from test_variants import PLAIN, UNLIMITED
 from torch import nn
 from transformers import StaticCache
+from zoo_cases import CAUSAL, PATIENT, SEED, sample
+
+from hfgraph import zoo
+
+pytestmark = PATIENT
 
 # Two calls of equal inputs on equal models must agree in everything, not-a-number of rows without any key included.
 EXACTLY = {"atol": 1e-5, "rtol": 0, "equal_nan": True}
@@ -29,13 +32,13 @@ def padded(name: str, side: str) -> dict[str, Any]:
     return {**inputs, "attention_mask": mask}
 
 
-@pytest.mark.parametrize(("name", "side"), [(n, side) for side in ("left", "right") for n in sample(len(NAMES) // 6, side)])
-@torch._dynamo.config.patch(UNLIMITED)
+@pytest.mark.parametrize(("name", "side"), [(n, side) for side in ("left", "right") for n in sample(len(CAUSAL) // 6, side)])
+@UNLIMITED
 @torch.no_grad()
 def test_padded_prompts(name: str, side: str) -> None:
     model, inputs = zoo.build(name, seed=SEED), padded(name, side)
     want = without_hfgraph(lambda: zoo.logits(model(**inputs)))
-    _, got, _ = run_rewritten(model, inputs)
+    got = zoo.logits(torch.compile(model, backend="hfgraph", options=PLAIN)(**inputs))
     torch.testing.assert_close(got, want, **EXACTLY)
 
 
@@ -48,8 +51,8 @@ def steps(model: nn.Module, f: Any, inputs: dict[str, Any]) -> list[torch.Tensor
     return [zoo.logits(f(input_ids=part, **rest)) for part in (ids[:, :11], ids[:, 11:12], ids[:, 12:])]
 
 
-@pytest.mark.parametrize("name", sample(len(NAMES) // 6, "static cache"))
-@torch._dynamo.config.patch(UNLIMITED)
+@pytest.mark.parametrize("name", sample(len(CAUSAL) // 6, "static cache"))
+@UNLIMITED
 @torch.no_grad()
 def test_steps_over_a_static_cache(name: str) -> None:
     model = zoo.build(name, seed=SEED)
@@ -60,7 +63,7 @@ def test_steps_over_a_static_cache(name: str) -> None:
 
     want = without_hfgraph(lambda: run(model))
     try:
-        got = run(torch.compile(model, backend="hfgraph", options={"inductor": False, "strict": True}))
+        got = run(torch.compile(model, backend="hfgraph", options=PLAIN))
     except torch._dynamo.exc.TorchRuntimeError:
         without_hfgraph(lambda: run(torch.compile(model, backend="eager")))
         raise

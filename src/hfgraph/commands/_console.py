@@ -24,6 +24,19 @@ def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: bar.update(task, description=text)
 
 
+@contextmanager
+def steps(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal's standard error: what is being done, steps done, steps in all; nothing where `quiet`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total or None)
+
+
 def print_json(model: str, result: Mapping[str, Any]) -> None:
     """The result of a command on one model, for scripts."""
     print(json.dumps({"model": model, **result}, indent=2))

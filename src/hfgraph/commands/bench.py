@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +12,11 @@ from hfgraph.bench.presets import NAMES
 from hfgraph.bench.systems import SYSTEMS
 from hfgraph.bench.tasks import TASKS
 from hfgraph.commands import DOES_NOT_HOLD, HOLDS, Command
-from hfgraph.commands._console import print_parts
+from hfgraph.commands._console import print_parts, steps
 from hfgraph.commands._model import positive
 from hfgraph.errors import NoSuchDevice
 
 if TYPE_CHECKING:
-    from hfgraph.bench.drive import Say
     from hfgraph.bench.results import Result
 
 _TEXT = f"""\
@@ -79,7 +76,7 @@ def run(given: argparse.Namespace) -> Result:
     check_outputs(given.out, given.plot)
     rest: dict[str, Any] = {name: getattr(given, name) for name in ("dtype", "threads", "rounds", "seed", "sabotage", "tasks", "systems")}
     plan = Plan.of(given.model, device=given.device or "cpu", **rest)  # names are checked before torch is loaded
-    with _progress(given.json) as say:
+    with steps(given.json) as say:
         say("starting torch and transformers", 0, 0)
         import torch
 
@@ -90,18 +87,6 @@ def run(given: argparse.Namespace) -> Result:
         if given.device is None and torch.cuda.is_available():
             plan = Plan.of(given.model, device="cuda", **rest)
         return bench(plan, say)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Say]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total or None)
 
 
 COMMAND = Command("bench", "how fast a model is by eager, Inductor and hfgraph, once it is right", _TEXT, _EXAMPLE, _arguments, _run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -17,12 +18,13 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "silu": lambda x, alpha: F.silu(x),
     "gelu": lambda x, alpha: F.gelu(x),
     "gelu_tanh": lambda x, alpha: F.gelu(x, approximate="tanh"),
+    "gelu_new": lambda x, alpha: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x.pow(3.0)))),
     "relu2": lambda x, alpha: F.relu(x).pow(2),
     "swish": lambda x, alpha: x * torch.sigmoid(x * alpha),
 }
 CHOICE = Choice(tuple(ACTIVATIONS))
 # Floating-point operations of one element, each function of the mathematical library counted as one.
-_FLOPS = {"silu": 4, "gelu": 5, "gelu_tanh": 9, "relu2": 2, "swish": 5}
+_FLOPS = {"silu": 4, "gelu": 5, "gelu_tanh": 9, "gelu_new": 9, "relu2": 2, "swish": 5}
 
 
 def _cost(

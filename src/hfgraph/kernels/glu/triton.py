@@ -39,6 +39,11 @@ def _activated(x, alpha, ACTIVATION: tl.constexpr, TYPE: tl.constexpr):
     elif ACTIVATION == "gelu_tanh":
         # 1 + tanh(u) is 2 / (1 + exp(-2 * u)), which loses nothing where the sum nearly vanishes.
         y = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * (x * x * x))))
+    elif ACTIVATION == "gelu_new":
+        inner = rounded(x + rounded(0.044715 * rounded(x * x * x, TYPE), TYPE), TYPE)
+        # 1 + tanh(u) as 2 / (1 + exp(-2 * u)), but tanh alone is rounded first.
+        bent = rounded(2.0 / (1.0 + tl.exp(-2.0 * rounded(0.7978845608028654 * inner, TYPE))) - 1.0, TYPE)
+        y = rounded(0.5 * x, TYPE) * rounded(1.0 + bent, TYPE)
     elif ACTIVATION == "relu2":
         y = tl.where(x < 0.0, 0.0, x)
         y = y * y
@@ -143,7 +148,7 @@ def _launch(config: Config, layout: str, dtype: tl.dtype, activation: str = "sil
 AOT: tuple[Launch, ...] = (
     *(_launch(config, layout, dtype) for config in CONFIGS for layout in ("dense", "packed", "strided") for dtype in (tl.float32, tl.bfloat16)),
     _launch(CONFIGS[-1], "dense", tl.float16),
-    *(_launch(CONFIGS[-1], "packed", tl.bfloat16, activation) for activation in ("gelu", "gelu_tanh", "relu2", "swish")),
+    *(_launch(CONFIGS[-1], "packed", tl.bfloat16, activation) for activation in ("gelu", "gelu_tanh", "gelu_new", "relu2", "swish")),
     _launch(CONFIGS[-1], "strided", tl.bfloat16, "swish", clamped=True),
     _launch(CONFIGS[-1], "packed", tl.bfloat16, clamped=True, kind=tl.float32),
 )

@@ -129,6 +129,7 @@ moe::Activation named(const std::string& name) {
   if (name == "silu") return moe::Activation::kSilu;
   if (name == "gelu") return moe::Activation::kGelu;
   if (name == "gelu_tanh") return moe::Activation::kGeluTanh;
+  if (name == "gelu_new") return moe::Activation::kGeluNew;
   if (name == "relu2") return moe::Activation::kRelu2;
   STD_TORCH_CHECK(name == "swish", "no activation is called ", name);
   return moe::Activation::kSwish;

@@ -10,7 +10,7 @@ namespace moe {
 
 using namespace lanes;
 
-enum class Activation { kSilu, kGelu, kGeluTanh, kRelu2, kSwish };
+enum class Activation { kSilu, kGelu, kGeluTanh, kGeluNew, kRelu2, kSwish };
 
 struct Gate {
   Activation activation;
@@ -55,6 +55,11 @@ INLINE Floats activated(Floats x, const Gate& gate) {
       return rounded<T>(each(x, [](float v) { return 0.5f * v * (1.0f + std::erf(v * 0.70710678f)); }));
     case Activation::kGeluTanh:
       return rounded<T>(each(x, [](float v) { return 0.5f * v * (1.0f + std::tanh(0.79788456f * (v + 0.044715f * v * v * v))); }));
+    case Activation::kGeluNew: {
+      const Floats inner = rounded<T>(x + rounded<T>(0.044715f * rounded<T>(x * x * x)));
+      const Floats bent = rounded<T>(each(rounded<T>(0.79788456f * inner), [](float v) { return std::tanh(v); }));
+      return rounded<T>(rounded<T>(0.5f * x) * rounded<T>(1.0f + bent));
+    }
     case Activation::kRelu2: {
       const Floats y = at_least(x, 0.0f);
       return rounded<T>(y * y);

@@ -100,6 +100,22 @@ def filled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.matmul(scores.softmax(-1), v)
 
 
+def triangle(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A triangle of -inf, added; heads of a group repeated one by one."""
+    length = q.shape[-2]
+    low = torch.full((length, length), float("-inf"), dtype=q.dtype).triu(diagonal=1)
+    k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
+    return torch.matmul((torch.matmul(q, k.transpose(2, 3)) * _SCALE + low).softmax(-1), v)
+
+
+def repeated_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads repeated while positions still stand before them."""
+    k, v = (t.transpose(1, 2) for t in (k, v))
+    batch, length, groups, _ = k.shape
+    k, v = (t[:, :, :, None].expand(batch, length, groups, 2, t.shape[-1]).reshape(batch, length, groups * 2, t.shape[-1]) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=_SCALE)
+
+
 def band(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """An encoder's window, to both sides."""
     near = _offsets(q, k).abs() <= 3
@@ -143,6 +159,15 @@ def alibi(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.view(batch, heads, length, v.shape[-1])
 
 
+def subtracted(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+    """Sequences and heads in one dim, how many sequences is left to be told; what is masked loses a million."""
+    batch, heads, length, _ = q.shape
+    q, k, v = (t.reshape(batch * heads, length, t.shape[-1]) for t in (q, k, v))
+    scores = torch.bmm(q, k.transpose(1, 2) * _SCALE).view(-1, heads, length, length)
+    weights = (scores - 1e6 * (1 - padding[:, None, None, :].to(q.dtype))).softmax(-1)
+    return torch.bmm(weights.view(batch * heads, length, length), v).view(batch, heads, length, v.shape[-1])
+
+
 def relative_bias(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
     """Scores that are not scaled, with a learned bias by distance."""
     bias = table[(_offsets(q, k) + 10).clamp(0, 20)].permute(2, 0, 1)[None]
@@ -169,10 +194,13 @@ EXAMPLES: tuple[Example, ...] = (
     _example("static cache", static_cache, _more(_tensors(queries=3, keys=16), torch.tensor(5))),
     _example("spelled out", spelled, _more(_tensors(), _PADDING)),
     _example("filled with -inf", filled, _tensors()),
+    _example("a triangle, groups interleaved", triangle, _tensors(groups=2)),
+    _example("groups repeated before heads", repeated_first, _tensors(groups=2)),
     _example("band", band, _tensors()),
     _example("softcap", capped, _tensors()),
     _example("sinks", sinks, _more(_tensors(), torch.tensor([0.5, -1.0, 2.0, 0.0]))),
     _example("a sink as a gate", gated, _more(_tensors(), torch.tensor([0.5, -1.0, 2.0, 0.0]))),
     _example("ALiBi", alibi, _tensors()),
+    _example("a mask subtracted", subtracted, _more(_tensors(), _PADDING)),
     _example("relative bias", relative_bias, _more(_tensors(), _TABLE)),
 )

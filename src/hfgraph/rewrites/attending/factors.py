@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import Tensor
 from torch.fx import Node
 
 from hfgraph.graph.sources import is_projection, trail
 from hfgraph.graph.values import arguments, is_pure, val
+from hfgraph.rewrites.attending.numbers import constant, is_broadcast, numbers, operand
 
 aten = torch.ops.aten
 # Scores from here on down are masks; what is less negative may still matter to a sum.
@@ -22,9 +22,6 @@ _MASKED_BELOW = -1.0e30
 _AND = frozenset({aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default})
 _OR = frozenset({aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default})
 _NOT = frozenset({aten.logical_not.default, aten.bitwise_not.default})
-_SAME_NUMBER = frozenset({aten.to.dtype, aten.detach_.default, aten.detach.default, aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.clone.default})
-_FULL = frozenset({aten.full.default, aten.full_like.default, aten.new_full.default, aten.scalar_tensor.default})
-_ZEROS = frozenset({aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default})
 
 
 class Factor(NamedTuple):
@@ -78,7 +75,7 @@ class Parts:
             self.condition(operand(node, 1), negated)
         elif node.target in _NOT:
             self.condition(operand(node), not negated)
-        elif _is_broadcast(node):
+        elif is_broadcast(node):
             self.condition(operand(node), negated)
         elif not negated and node.target is aten.masked_fill.Scalar and node.args[2] in (False, 0) and _is_bool(node):
             self.condition(operand(node))
@@ -92,13 +89,17 @@ class Parts:
     def added(self, node: Node, factor: float = 1.0) -> None:
         """Take apart a tensor that, times a number, is added to the scores: masks to conditions, the rest stays a bias."""
         step = _ADDED.get(node.target)
-        if _is_broadcast(node):
+        if is_broadcast(node):
             self.added(operand(node), factor)
         elif node.target is aten.to.dtype and val(operand(node)).is_floating_point():
             inner = Parts()
             inner.added(operand(node), factor)
             self.take(inner, [val(node).dtype])
-        elif step is None or not step(self, node, factor):
+        elif step is not None and step(self, node, factor):
+            return
+        elif (fill := _low(node, factor)) is not None:
+            self.mask(node, fill, True)
+        else:
             self.biases.append(Bias(node, factor))
             self.unread |= may_mask(node)
 
@@ -158,31 +159,13 @@ def is_mask(value: Any, dtype: torch.dtype) -> bool:
     return isinstance(value, int | float) and value <= _MASKED.get(dtype, _MASKED_BELOW)
 
 
-def constant(value: Any) -> float | None:
-    """The one number that an operand holds, if the graph says so."""
-    if isinstance(value, int | float):
-        return float(value)
-    if not isinstance(value, Node):
-        return None
-    if value.op == "get_attr":
-        held = getattr(value.graph.owning_module, str(value.target), None)
-        return float(held) if isinstance(held, Tensor) and held.numel() == 1 and not isinstance(held, FakeTensor | nn.Parameter) else None
-    if _is_broadcast(value) or value.target in _SAME_NUMBER:
-        return constant(operand(value))
-    if value.target in _ZEROS:
-        return 0.0
-    filled = arguments(value) if value.target in _FULL else {}
-    number = filled.get("fill_value", filled.get("s"))
-    return float(number) if isinstance(number, int | float) else None
-
-
 def _add(parts: Parts, node: Node, factor: float) -> bool:
     a, b = node.args[:2]
     if not isinstance(a, Node) or not isinstance(b, Node) or arguments(node)["alpha"] != 1:
         return False
-    for operand in (a, b):
+    for term in (a, b):
         inner = Parts()
-        inner.added(operand, factor)
+        inner.added(term, factor)
         parts.stacked |= bool(inner.fills and parts.fills)
         parts.take(inner, [])
     return True
@@ -219,6 +202,12 @@ def _scaled(parts: Parts, node: Node, factor: float) -> bool:
         return False
     parts.mask(kept, float(low) * factor, False)  # type: ignore[arg-type]
     return True
+
+
+def _low(node: Node, factor: float) -> float | None:
+    """The number that masks, of a tensor that holds nothing but it and zeros: ``full((n, n), low).triu(1)``."""
+    low = [n * factor for n in numbers(node) or () if n != 0]
+    return low[0] if len(low) == 1 and is_mask(low[0], val(node).dtype) else None
 
 
 _ADDED: dict[Any, Callable[[Parts, Node, float], bool]] = {
@@ -258,17 +247,5 @@ def _kept_where(node: Node) -> Node | None:
     return kept if isinstance(kept, Node) and _is_bool(kept) and constant(other) == 0 else None
 
 
-def _is_broadcast(node: Node) -> bool:
-    """The operand's own values, repeated; dims are counted from the last, so none moves."""
-    return node.target is aten.expand.default
-
-
 def _is_bool(node: Node) -> bool:
     return isinstance(val(node), Tensor) and val(node).dtype is torch.bool
-
-
-def operand(node: Node, index: int = 0) -> Node:
-    """An argument that is a node."""
-    found = node.args[index]
-    assert isinstance(found, Node)
-    return found

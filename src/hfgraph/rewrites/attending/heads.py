@@ -12,7 +12,8 @@ from torch.fx import Node
 from hfgraph.graph.recogniser import Refusal, View
 from hfgraph.graph.unify import label
 from hfgraph.graph.values import arguments, is_symbol, same_shape, same_size, val
-from hfgraph.rewrites.attending.factors import Factor, Parts, constant, operand
+from hfgraph.rewrites.attending.factors import Factor, Parts
+from hfgraph.rewrites.attending.numbers import constant, operand
 from hfgraph.rewrites.attending.scores import PRODUCTS
 
 aten = torch.ops.aten
@@ -156,19 +157,38 @@ def _arranged(node: Any, letters: str, wanted: str, view: View, before: Node) ->
 # --- grouped heads -----------------------------------------------------------------------------------
 
 
-def ungrouped(node: Node) -> tuple[Node, list[Node]]:
+def ungrouped(node: Node, view: View, before: Node) -> tuple[Node, list[Node]]:
     """Keys or values before each group was repeated for its heads, and the nodes that repeat it; as they are where none does."""
+    if val(node).ndim != 4:
+        return node, []
+    order = list(node.args[1]) if node.target is aten.permute.default else None  # type: ignore[arg-type]
+    source, nodes = _repeated(node, 1) if order is None else _repeated(operand(node), order[1])
+    if not nodes or order is None:
+        return source if nodes else node, nodes
+    return view.call(aten.permute.default, source, order, before=before), [node, *nodes]
+
+
+def _repeated(node: Node, dim: int) -> tuple[Node, list[Node]]:
+    """What has each of its slices along a dim of `node` repeated there, in a row, and the nodes that do so."""
+    if node.target is aten.repeat_interleave.self_int:
+        given = arguments(node)
+        fits = isinstance(given["repeats"], int) and given["dim"] is not None and given["dim"] % 4 == dim
+        return (given["self"], [node]) if fits else (node, [])
     spread = node.args[0] if node.target is aten.reshape.default else None
     single = spread.args[0] if isinstance(spread, Node) and spread.target is aten.expand.default else None
     source = single.args[0] if isinstance(single, Node) and single.target is aten.unsqueeze.default else None
     if not (isinstance(source, Node) and isinstance(single, Node) and isinstance(spread, Node)):
         return node, []
-    wide, out, narrow = val(spread).shape, val(node).shape, val(source).shape
-    if single.args[1] != -3 or len(narrow) != 4 or len(wide) != 5 or len(out) != 4:
+    wide, out, narrow = list(val(spread).shape), list(val(node).shape), list(val(source).shape)
+    if len(narrow) != 4 or len(wide) != 5 or len(out) != 4 or single.args[1] % 5 != dim + 1:  # type: ignore[operator]
         return node, []
-    fits = same_size(out[1], wide[1] * wide[2]) and all(same_size(a, b) for a, b in ((out[0], wide[0]), (out[2], wide[3]), (out[3], wide[4])))
-    kept = all(same_size(a, b) for a, b in zip((wide[0], wide[1], wide[3], wide[4]), narrow, strict=True))
-    return (source, [node, spread, single]) if fits and kept else (node, [])
+    kept = _alike(wide[: dim + 1] + wide[dim + 2 :], narrow)
+    joined = _alike(out, [*wide[:dim], wide[dim] * wide[dim + 1], *wide[dim + 2 :]])
+    return (source, [node, spread, single]) if kept and joined else (node, [])
+
+
+def _alike(sizes: list[Any], others: list[Any]) -> bool:
+    return all(same_size(a, b) for a, b in zip(sizes, others, strict=True))
 
 
 def size(node: Node, dim: int, view: View, before: Node) -> Any:

@@ -13,7 +13,8 @@ from torch.fx import Node
 from hfgraph.graph.recogniser import Refusal
 from hfgraph.graph.unify import label
 from hfgraph.graph.values import arguments, same_size, val
-from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, constant, is_mask, operand
+from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, is_mask
+from hfgraph.rewrites.attending.numbers import constant, operand
 
 aten = torch.ops.aten
 PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default})
@@ -138,7 +139,10 @@ def _reshape(scores: Scores, node: Node) -> Node:
 
 
 def _multiply(scores: Scores, node: Node) -> Node:
-    kept, factor = _with_number(node)
+    a, b = node.args[:2]
+    kept, factor = (a, constant(b)) if constant(a) is None else (b, constant(a))
+    if factor is None or not isinstance(kept, Node):
+        raise Stuck("scores are multiplied by a tensor", node)
     inner = kept
     while inner.target is aten.to.dtype:
         inner = operand(inner)
@@ -171,10 +175,9 @@ def _tanh(scores: Scores, node: Node) -> Node:
 
 
 def _add(scores: Scores, node: Node) -> Node:
-    given = arguments(node)
-    a, b = given["self"], given["other"]
-    if given["alpha"] != 1:
-        raise Stuck(f"a sum with alpha = {given['alpha']}", node)
+    a, b, alpha = (arguments(node)[name] for name in ("self", "other", "alpha"))
+    if alpha != 1:
+        raise Stuck(f"a sum with alpha = {alpha}", node)
     kept, other = (a, b) if holds_product(a) else (b, a)
     _not_capped(scores, node)
     if constant(other) is not None and not is_mask(constant(other), val(node).dtype):
@@ -187,15 +190,16 @@ def _add(scores: Scores, node: Node) -> Node:
 
 
 def _subtract(scores: Scores, node: Node) -> Node:
-    """The row's maximum, which a softmax does not see."""
+    """The row's maximum, which a softmax does not see; or a mask of large numbers."""
     kept, other = operand(node), node.args[1]
     largest = [other] if isinstance(other, Node) else []
-    if largest and largest[0].target is operator.getitem:
-        largest.append(operand(largest[0]))
-    found = largest[-1] if largest and largest[-1].target in (aten.amax.default, aten.max.dim) else None
-    if found is None or found.args[0] is not kept or found.args[1] not in (-1, [-1]):
-        raise Stuck(f"{other} is subtracted from the scores", node)
+    largest += [operand(n) for n in largest if n.target is operator.getitem]
     _not_capped(scores, node)
+    if not any(n.target in (aten.amax.default, aten.max.dim) and n.args[0] is kept and n.args[1] in (-1, [-1]) for n in largest):
+        if not isinstance(other, Node) or arguments(node)["alpha"] != 1:
+            raise Stuck(f"{other} is subtracted from the scores", node)
+        _take_added(scores, other, -scores.scale)
+        return kept
     _is_for_all_keys(scores, node)
     scores.nodes += largest
     return kept
@@ -274,15 +278,6 @@ def _sink(scores: Scores, node: Node) -> Node:
         raise Stuck("the sink is scaled, capped or masked together with the scores", node)
     scores.sinks = sink
     return kept
-
-
-def _with_number(node: Node) -> tuple[Node, float]:
-    a, b = node.args[:2]
-    for kept, other in ((a, b), (b, a)):
-        number = constant(other)
-        if number is not None and isinstance(kept, Node):
-            return kept, number
-    raise Stuck("scores are multiplied by a tensor", node)
 
 
 _STEPS: dict[Any, Callable[[Scores, Node], Node]] = {

@@ -14,7 +14,7 @@ from hfgraph.kernels.attention import attention
 from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
 from hfgraph.rewrites.attending.examples import EXAMPLES
 from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, same_conditions
-from hfgraph.rewrites.attending.gate import read_gate
+from hfgraph.rewrites.attending.gate import Gate, read_gate
 from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, taken_apart, ungrouped
 from hfgraph.rewrites.attending.scores import Scores, read_scores
 from hfgraph.rewrites.attending.structure import Structure
@@ -45,7 +45,7 @@ def _of_sdpa(node: Node, view: View) -> Found | Refusal | None:
         parts.steps.append(Step(Bias(mask)))
         parts.fills.discard(float("-inf"))  # a query without keys gets zeros here, not NaN
     base = Structure(right=0, offset=None if same_size(val(q).shape[-2], val(given["key"]).shape[-2]) else 0) if given["is_causal"] else None
-    k, v, repeats = _ungrouped(given["key"], given["value"])
+    k, v, repeats = _ungrouped(given["key"], given["value"], view, node)
     masking = masking_arguments(parts, q, k, view, node, base)
     if isinstance(masking, Refusal):
         return masking
@@ -64,46 +64,50 @@ def _of_softmax(node: Node, view: View) -> Found | Refusal | None:
 
 def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     """Attention between the product of queries and keys and that of weights and values."""
-    gate = read_gate(values.nodes[0], values.nodes[-1], view) if scores.sinks is None and not values.order else None
+    gate = _gate(scores, values, view)
+    if isinstance(gate, Refusal):
+        return gate
     nodes = (*scores.nodes, *values.nodes, *(gate.nodes if gate is not None else ()))
-    output = nodes[-1]
-    if gate is not None:
-        if scores.shifted:
-            return Refusal("the output is scaled by the sum of scores that something was added to for all keys", output, nodes)
-        scores.sinks = gate.sinks
+    output, sink = nodes[-1], gate.sinks if gate is not None else scores.sinks
     operands = queries_and_keys(scores.product, view, output)
     if operands is None:
         return Refusal("the product of queries and keys has operands that do not fit", scores.product, nodes)
     q, k = operands
-    k, v, repeats = _ungrouped(k, values.v)
+    k, v, repeats = _ungrouped(k, values.v, view, output)
     then: list[tuple[Any, ...]] = [(aten.permute.default, list(values.order))] if values.order else []
     top = scores.nodes[0]
     parts = scores.parts
-    if values.zeroed and (not _zeroes_what_is_masked(values.zeroed, parts, view) or scores.sinks is not None):
+    if values.zeroed and (not _zeroes_what_is_masked(values.zeroed, parts, view) or sink is not None):
         return Refusal("the weights are masked in another way than the scores", output, nodes)
     split = taken_apart(scores.nodes)
     if val(q).ndim == 3 and split is not None:
         heads = split.args[1][:2]  # type: ignore[index]
-        if -1 in heads:  # type: ignore[operator]
-            return Refusal("sequences and heads are one dim, and how many there are of each cannot be told", split, nodes)
         if val(v).ndim == 3:
             then.insert(0, (aten.reshape.default, [size(q, 0, view, output), size(q, 1, view, output), size(v, 2, view, output)]))
         q, k, v = (_with_heads(t, heads, view, output) for t in (q, k, v))
         parts = split_heads(parts, heads, val(split), view, output)  # type: ignore[arg-type]
     elif not val(q).ndim == val(top).ndim == val(v).ndim:
         return Refusal("queries, keys and values have another number of dims than their scores", top, nodes)
-    masking = masking_arguments(parts, q, k, view, output, None, beside_sinks=scores.sinks is not None)
+    masking = masking_arguments(parts, q, k, view, output, None, beside_sinks=sink is not None)
     if isinstance(masking, Refusal):
         return masking
     if gate is not None and masking.named.get("masked") == float("-inf"):
         return Refusal("a query without keys gives not-a-number, and with a sink it would give zeros", output, nodes)
     if values.zeroed:
         masking.named.pop("masked", None)  # a query without keys gets zeros
-    sinks = None if scores.sinks is None else per_head(scores.sinks, q, k)
-    if scores.sinks is not None and sinks is None:
-        return Refusal("the sink is not one number for each head", scores.sinks, nodes)
+    sinks = None if sink is None else per_head(sink, q, k)
+    if sink is not None and sinks is None:
+        return Refusal("the sink is not one number for each head", sink, nodes)
     args: dict[str, Any] = {"q": q, "k": k, "v": v, **masking.named, "sinks": sinks, "scale": scores.scale, "softcap": scores.softcap}
     return Found((output,), attention, args, (*nodes, *repeats), nodes[:-1], tuple(then), masking.words)
+
+
+def _gate(scores: Scores, values: Values, view: View) -> Gate | Refusal | None:
+    """A sink that stands behind the product."""
+    gate = read_gate(values.nodes[0], values.nodes[-1], view) if scores.sinks is None and not values.order else None
+    if gate is None or not scores.shifted:
+        return gate
+    return Refusal("the output is scaled by the sum of scores that something was added to for all keys", gate.nodes[-1], tuple(scores.nodes))
 
 
 def _zeroes_what_is_masked(zeroed: frozenset[Factor], parts: Parts, view: View) -> bool:
@@ -117,12 +121,13 @@ def _with_heads(node: Node, heads: Any, view: View, before: Node) -> Node:
     """(B * H, ...) as (B, H, ...)."""
     if val(node).ndim != 3:
         return node
-    return view.call(aten.reshape.default, node, [*heads, -1, size(node, 2, view, before)], before=before)
+    length = size(node, 1, view, before) if -1 in heads else -1
+    return view.call(aten.reshape.default, node, [*heads, length, size(node, 2, view, before)], before=before)
 
 
-def _ungrouped(k: Node, v: Node) -> tuple[Node, Node, list[Node]]:
+def _ungrouped(k: Node, v: Node, view: View, before: Node) -> tuple[Node, Node, list[Node]]:
     """Keys and values without the repetition of their heads, where both have the same."""
-    (narrow_k, of_k), (narrow_v, of_v) = ungrouped(k), ungrouped(v)
+    (narrow_k, of_k), (narrow_v, of_v) = (ungrouped(n, view, before) for n in (k, v))
     fits = of_k and of_v and same_size(val(narrow_k).shape[1], val(narrow_v).shape[1])
     return (narrow_k, narrow_v, [*of_k, *of_v]) if fits else (k, v, [])
 

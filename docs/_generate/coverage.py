@@ -1,0 +1,72 @@
+"""The page of what is recognised in every architecture, from `coverage.json`, which `hfgraph zoo` writes and the tests check."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from _generate.text import ROOT, page, table
+from hfgraph.zoo import FAMILIES
+from hfgraph.zoo.expected import KINDS
+from hfgraph.zoo.show import cell, missed
+from hfgraph.zoo.table import Coverage
+
+_TITLES = {"causal": "Causal language models", "seq2seq": "Encoder-decoders", "mlm": "Encoders", "vlm": "Image-text models"}
+_KINDS = {
+    "norm": "RMSNorm and LayerNorm",
+    "rope": "tensors that are rotated",
+    "attention": "attentions",
+    "glu": "gated MLPs",
+    "moe": "mixtures of experts",
+    "merged": "tensors that several linears read, which could run as one",
+}
+
+
+def pages() -> dict[str, str]:
+    """Every page, by path."""
+    return {"coverage.md": coverage_page(Coverage.load(ROOT / "docs" / "coverage.json"))}
+
+
+def coverage_page(coverage: Coverage) -> str:
+    """Shares by family, each architecture, every miss with its reason, every graph break."""
+    versions = ", ".join(f"{p} {v}" for p, v in coverage.versions.items())
+    parts = [
+        "# Coverage",
+        f"What {len(coverage.records)} architectures of transformers compute, and what hfgraph finds of it. Each is built tiny, with random weights, and "
+        "run in eager mode, where calls of functions and modules are counted; then it is traced and rewritten, and what is found is compared, module by "
+        f"module. `hfgraph zoo` does so anywhere; the tests do it for this table. Seen with {versions}.",
+        "Columns: " + "; ".join(f"**{kind}**: {words}" for kind, words in _KINDS.items()) + ".",
+        "## Of models that trace in one graph",
+        table(("", "models", *KINDS), [_family(coverage, family, title) for family, title in {**_TITLES, "": "All"}.items()]),
+        *_architectures(coverage),
+        "## What is not found, and why",
+        table(("architecture", "what", "module", "sites", "reason"), list(missed(coverage))),
+        "## Models that Dynamo breaks into several graphs",
+        "Each graph is rewritten; what crosses from one to the next is not seen.",
+        table(("architecture", "graphs", "reason"), [(r.name, str(r.graphs), reason) for r in coverage.records.values() for reason in r.breaks]),
+    ]
+    return page(*parts, *_dynamo(coverage))
+
+
+def _family(coverage: Coverage, family: str, title: str) -> tuple[str, ...]:
+    count = coverage.families[family] if family else len(coverage.records)
+    return (title, str(count), *(str(coverage.share(kind, family)) for kind in KINDS))
+
+
+def _architectures(coverage: Coverage) -> list[str]:
+    parts = []
+    ordered = sorted(coverage.records.values(), key=lambda r: (FAMILIES.index(r.family), r.name))
+    for family, records in groupby(ordered, key=lambda r: r.family):
+        rows = [(f"`{r.name}`", r.model, str(r.graphs), *(cell(r, kind) for kind in KINDS)) for r in records]
+        parts += [f"## {_TITLES[family]}", table(("architecture", "class", "graphs", *KINDS), rows)]
+    return parts
+
+
+def _dynamo(coverage: Coverage) -> list[str]:
+    """Models that `torch.compile` changes by itself."""
+    rows = [(r.name, f"{r.error_of_dynamo:.2g}") for r in coverage.records.values() if r.error_of_dynamo]
+    if not rows:
+        return []
+    words = (
+        'Compiled by Dynamo alone (`torch.compile(model, backend="eager")`), these give other logits than uncompiled; hfgraph gives those that Dynamo gives.'
+    )
+    return ["## Models that Dynamo changes", words, table(("architecture", "largest difference of a logit"), rows)]

@@ -1,0 +1,140 @@
+"""`hfgraph zoo`: what it prints and keeps, that it goes on where it was, and that one bad model does not end it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfgraph import cli, zoo
+from hfgraph.errors import NotACoverageTable, UnknownArchitecture
+from hfgraph.zoo import survey as module
+from hfgraph.zoo.record import Miss, Record, match
+from hfgraph.zoo.show import cell, missed, wrong
+from hfgraph.zoo.survey import survey
+from hfgraph.zoo.table import Coverage, Share
+
+
+def made_up(name: str, **given: Any) -> Record:
+    return Record(name, "A", given.pop("family", "causal"), module.source_digest(), **given)
+
+
+def quick(name: str) -> Record:
+    """In place of the true examination; runs in another process, and does not survive gpt2."""
+    if name == "gpt2":
+        os._exit(3)
+    return made_up(name, expected={"norm": 5}, found={"norm": 5}, graphs=1, error=3e-4 if name == "opt" else 0.0)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "examine", quick)
+
+
+@pytest.fixture
+def here(fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: starting others takes seconds."""
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A true run, in processes of its own: a table for people, JSON for scripts, and nothing examined twice."""
+    file = tmp_path / "coverage.json"
+    assert cli.main(["zoo", "llama", "gpt2", "--jobs", "2", "--out", str(file)]) == 0
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if "llama" in line)
+    assert [c.strip() for c in row.strip("│").split("│")] == ["llama", "causal", "1", "5", "4", "2", "2", "", "4", "0e+00"]
+    assert "Not found" not in text and "WRONG" not in text
+    assert cli.main(["zoo", "llama", "--json", "--out", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["models"] == {"llama": json.loads(file.read_text())["models"]["llama"]}
+
+
+def test_what_is_wrong_ends_with_status_1(here: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["zoo", "opt", "bart", "--jobs", "1"]) == 1
+    assert "WRONG: opt: logits differ from eager's by 3.00e-04, more than 1e-05" in capsys.readouterr().out
+
+
+def test_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["zoo", "--list", "--family", "mlm"]) == 0
+    assert capsys.readouterr().out.split() == zoo.names("mlm")
+    assert cli.main(["zoo", "lama"]) == 2
+    assert "the zoo has no architecture 'lama'. Did you mean 'llama'?" in capsys.readouterr().err
+    with pytest.raises(UnknownArchitecture):
+        zoo.build("blip-2")  # in the table, and not to be built
+
+
+def test_a_process_that_dies_is_a_failure_of_its_model_alone(fast: None) -> None:
+    found = survey(["gpt2", "bart"], jobs=2).records
+    assert {n: r.failed for n, r in found.items()} == {"gpt2": "its process died", "bart": ""}
+
+
+def test_it_goes_on_where_it_was(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is kept, unless hfgraph or its libraries changed since; other records stay in the file."""
+    file, done = tmp_path / "c.json", []
+    survey(["opt", "bart"], jobs=1, file=file)
+
+    def again(*names: str) -> list[str]:
+        done.clear()
+        survey(list(names), jobs=1, file=file, say=lambda name, *_: done.append(name))
+        return done[1:]
+
+    assert again("opt", "llama") == ["llama"]
+    assert set(json.loads(file.read_text())["models"]) == {"opt", "bart", "llama"}
+    changed = json.loads(file.read_text())
+    changed["models"]["opt"]["sources"] = "of yesterday"
+    file.write_text(json.dumps(changed))
+    assert again("opt", "llama") == ["opt"]
+    monkeypatch.setattr(module.versions, "installed", lambda package: "0.1")
+    assert again("opt", "llama") == ["opt", "llama"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"models": {}}', '{"versions": {}, "models": {"a": {}}}', '{"versions": {}, "models": {"a": {"nme": 1}}}'])
+def test_another_file_is_refused_before_any_work(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "notes.json"
+    file.write_text(text)
+    with pytest.raises(NotACoverageTable):
+        Coverage.load(file)
+    assert cli.main(["zoo", "llama", "--out", str(file)]) == 2
+    assert "is no table of hfgraph zoo" in capsys.readouterr().err and file.read_text() == text
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    miss = Miss("attention", "a.b", 1, "why")
+    table = Coverage({"x": made_up("x", expected={"attention": 2}, missed=[miss], breaks=["so"])}, {"torch": "2"})
+    table.save(tmp_path / "t.json")
+    assert Coverage.load(tmp_path / "t.json") == table
+
+
+def test_shares() -> None:
+    """A model with more sites than were expected does not make up for another, nor do failed ones and those of several graphs count."""
+    one = made_up("one", expected={"norm": 4}, found={"norm": 9}, graphs=1)
+    two = made_up("two", expected={"norm": 6}, found={"norm": 5}, missed=[Miss("norm", "a", 2, "r"), Miss("glu", "a", 1, "r")], graphs=1, family="mlm")
+    table = Coverage({r.name: r for r in (one, two, made_up("broken", expected={"norm": 7}, graphs=3), made_up("failed", failed="no"))})
+    assert table.share("norm") == Share(8, 10) and str(table.share("norm", "causal")) == "4 of 4" and str(table.share("rope")) == ""
+    assert (cell(one, "norm"), cell(two, "norm"), cell(two, "rope")) == ("4", "4 of 6", "")
+    assert [r.name for r in table.wrong] == ["failed"] and wrong(table) == ["FAILED: failed: no"]
+
+
+def test_misses_with_one_reason_are_one_row() -> None:
+    record = made_up("x", missed=[Miss("norm", "a.0", 1, "r"), Miss("norm", "a.1", 2, "r"), Miss("norm", "a.2", 1, "s")])
+    assert list(missed(Coverage({"x": record}))) == [("x", "norm", "a.0 and 1 more", "3", "r"), ("x", "norm", "a.2", "1", "s")]
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "left", "beyond"),
+    [
+        ({"l.norm": 1}, {"l": 1}, {}, {}),  # its caller multiplies by the weight
+        ({"l.norm": 1}, {"l.gate": 1}, {}, {}),  # so does what stands beside it
+        ({"l.a": 1, "l.b": 1}, {"l.a": 2}, {"l.b": 1}, {"l.a": 1}),  # where something is expected of its own, no more may be found
+        ({"x.l.norm": 2}, {"norm": 1, "l.norm": 1}, {}, {}),  # after graph breaks
+        ({"x.l.norm": 1}, {"xnorm": 1}, {"x.l.norm": 1}, {"xnorm": 1}),
+        ({"": 1}, {"a.b": 1}, {}, {}),  # a function outside of any module
+    ],
+)
+def test_sites_are_matched_by_module(expected: dict[str, int], found: dict[str, int], left: dict[str, int], beyond: dict[str, int]) -> None:
+    assert match(Counter(expected), Counter(found)) == (Counter(left), Counter(beyond))

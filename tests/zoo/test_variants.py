@@ -1,0 +1,95 @@
+"""Causal models of the zoo in bfloat16, with symbolic sizes, and through Inductor: samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_coverage import TABLE
+from torch import Tensor, nn
+from zoo_cases import CAUSAL, PATIENT, SEED, sample
+
+import hfgraph
+from hfgraph import zoo
+from hfgraph.zoo.expected import KINDS, run
+from hfgraph.zoo.record import farthest, found_sites, match
+
+pytestmark = PATIENT
+PLAIN = {"inductor": False, "strict": True, "merge_always": True}
+# The dozens of graphs that some models break into may exceed Dynamo's limit; it would then run eager, which proves nothing.
+UNLIMITED = torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=10_000)
+# Models in which other sites are found than in float32 with sizes as traced, and why. Their logits must be eager's all the same.
+OTHERWISE = {
+    "bfloat16": {"flint": "its values and weights stay float32 there, which the op does not take beside bfloat16 queries"},
+    "dynamic": {"xlm": "its mask is expanded like the scores, whose sizes are not known then"},
+}
+
+
+def check_sites(name: str, expected: dict[str, Any]) -> None:
+    """Every graph was rewritten; where there is one, what is found is what the table says, and nothing else is missed."""
+    report, known = hfgraph.last_report(), TABLE.records[name]
+    assert not [g.unrewritten for g in report.graphs if g.unrewritten]
+    if known.graphs > 1:
+        return
+    assert dict(sorted(report.counts.items())) == known.counts
+    told = {(m.kind, m.module) for m in known.missed}
+    missed = {(kind, module) for kind in KINDS for module in match(expected[kind], found_sites(kind, report))[0]}
+    assert missed <= told, f"{name} computes, and hfgraph does not find: {sorted(missed - told)}"
+
+
+@pytest.mark.parametrize("name", sample(len(CAUSAL) // 4, "bfloat16"))
+@UNLIMITED
+@torch.no_grad()
+def test_bfloat16(name: str) -> None:
+    """Bit-equal to eager, or no further from float64 than eager is; and the same sites as in float32."""
+    model, inputs = zoo.build(name, SEED).bfloat16(), cast(zoo.inputs(name, 2, 13, SEED), torch.bfloat16)
+    want, expected = run(model, inputs)
+    got = zoo.logits(torch.compile(model, backend="hfgraph", options=PLAIN)(**inputs))
+    if name not in OTHERWISE["bfloat16"]:
+        check_sites(name, expected)
+    if not torch.equal(got, want):
+        exact = judged(model, inputs)
+        error, allowed = farthest(got, exact), farthest(want, exact)
+        assert error <= 1.1 * allowed, f"{name}: {error:.3g} from float64, eager only {allowed:.3g}"
+
+
+def judged(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Logits in float64; in float32, where a model has operators or numbers that float64 does not take."""
+    try:
+        return zoo.logits(model.double()(**cast(inputs, torch.float64)))
+    except RuntimeError:
+        return zoo.logits(model.float()(**cast(inputs, torch.float32))).double()
+
+
+def cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+
+
+@pytest.mark.parametrize("name", sample(len(CAUSAL) // 4, "dynamic"))
+@UNLIMITED
+@torch.no_grad()
+def test_dynamic(name: str) -> None:
+    """Symbolic sizes: the same sites, and another batch and length give eager's logits too."""
+    model, inputs = zoo.build(name, SEED), zoo.inputs(name, 2, 13, SEED)
+    want, expected = run(model, inputs)
+    f = torch.compile(model, backend="hfgraph", options=PLAIN, dynamic=True)
+    torch.testing.assert_close(zoo.logits(f(**inputs)), want, atol=1e-5, rtol=0)
+    if name not in OTHERWISE["dynamic"]:
+        check_sites(name, expected)
+    other = zoo.inputs(name, 3, 9, SEED)
+    torch.testing.assert_close(zoo.logits(f(**other)), zoo.logits(model(**other)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", sample(12, "inductor"))
+@torch.no_grad()
+def test_inductor(name: str) -> None:
+    """The whole way, by the backend's name: Inductor compiles the rewritten graph."""
+    model, inputs = zoo.build(name, SEED), zoo.inputs(name, 2, 13, SEED)
+    want = zoo.logits(model(**inputs))
+    got = zoo.logits(torch.compile(model, backend="hfgraph", options={"strict": True})(**inputs))
+    if TABLE.records[name].graphs == 1:
+        assert hfgraph.last_report().counts.get("rms_norm", 0) == TABLE.records[name].counts.get("rms_norm", 0)
+    if not torch.allclose(got, want, atol=1e-5, rtol=1e-4):
+        alone = zoo.logits(torch.compile(model, backend="inductor")(**inputs))
+        assert farthest(got, want) <= 1.5 * farthest(alone, want), "farther from eager than Inductor is by itself"
