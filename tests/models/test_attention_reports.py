@@ -274,6 +274,19 @@ def gated(s: Tensor, v: Tensor, sink: Tensor, summed: Tensor | None = None) -> T
     return (s.softmax(-1) @ v) * gate.unsqueeze(-1)
 
 
+def put(x: Tensor, number: float) -> Tensor:
+    """A number is written into a tensor, through a view of it."""
+    x[..., 0, 3] = number
+    return x
+
+
+def expanded(low: Tensor) -> Tensor:
+    """What is written into a tensor shows in the views of it."""
+    seen = low.expand(2, 1, 5, 5)
+    put(low, 0.2)
+    return seen
+
+
 ODD: dict[str, Any] = {
     "a number before the cap": lambda q, k, v: (torch.tanh((scores(q, k) + 1.5) / 2.0) * 2.0).softmax(-1) @ v,
     "the row's maximum before the cap": lambda q, k, v: (torch.tanh((s := scores(q, k)) - s.amax(-1, keepdim=True)) * 2.0).softmax(-1) @ v,
@@ -286,6 +299,19 @@ ODD: dict[str, Any] = {
     "a bias that the sink shares": lambda q, k, v: (with_sink(scores(q, k), SINK) + SINK[:, None, None]).softmax(-1)[..., :-1] @ v,
     "a sink for each query": lambda q, k, v: torch.cat([scores(q, k), SINK[:, None].expand(2, 5, 5, 1)], -1).softmax(-1)[..., :-1] @ v,
     "distances beside a sink": lambda q, k, v: with_sink(scores(q, k) + 0.7 * (torch.arange(5) + 3.0) * torch.ones(5, 1, 1), SINK).softmax(-1)[..., :-1] @ v,
+    "a triangle written to": lambda q, k, v: (scores(q, k) + put(torch.full((5, 5), LOW).triu(1), 0.5)).softmax(-1) @ v,
+    "a triangle of something written to": lambda q, k, v: (scores(q, k) + put(torch.full((5, 5), LOW), 0.5).triu(1)).softmax(-1) @ v,
+    "a triangle written to behind a view": lambda q, k, v: (scores(q, k) + expanded(torch.full((1, 1, 5, 5), LOW).triu(1))).softmax(-1) @ v,
+    "a condition written to": lambda q, k, v: scores(q, k).masked_fill(~put(torch.ones(5, 5).tril().bool(), True), LOW).softmax(-1) @ v,
+    "a condition cast and written to": lambda q, k, v: (scores(q, k) + (1 - put(torch.ones(5, 5).tril().bool().float(), 1.0)) * LOW).softmax(-1) @ v,
+    "a mask written to": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, put(torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), LOW), 0.4)),
+    "a mask over zeros written to": lambda q, k, v: F.scaled_dot_product_attention(
+        q, k, v, put(torch.zeros(5, 5), 0.4).masked_fill(torch.ones(5, 5).triu(4).bool(), LOW)
+    ),
+    "positions written to": lambda q, k, v: scores(q, k).masked_fill(put(torch.arange(5).repeat(5, 1), 0) > torch.arange(5)[:, None], LOW).softmax(-1) @ v,
+    "a lower triangle": lambda q, k, v: (scores(q, k) + torch.full((5, 5), LOW).tril(-2)).softmax(-1) @ v,
+    "a triangle that masks nearly": lambda q, k, v: (scores(q, k) + torch.full((5, 5), -20.0).triu(1)).softmax(-1) @ v,
+    "a triangle of which all is masked in a row": lambda q, k, v: (scores(q, k) + torch.full((5, 5), INFINITE).triu(0)).softmax(-1) @ v,
     "a bias subtracted twice over": lambda q, k, v: torch.sub(scores(q, k), SINK, alpha=2).softmax(-1) @ v,
     "a bias subtracted before the scale": lambda q, k, v: ((scores(q, k) - SINK) * 0.5).softmax(-1) @ v,
     "a bias from which scores are subtracted": lambda q, k, v: (SINK - scores(q, k)).softmax(-1) @ v,

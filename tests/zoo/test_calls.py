@@ -32,7 +32,7 @@ def padded(name: str, side: str) -> dict[str, Any]:
     return {**inputs, "attention_mask": mask}
 
 
-@pytest.mark.parametrize(("name", "side"), [(n, side) for side in ("left", "right") for n in sample(len(CAUSAL) // 6, side)])
+@pytest.mark.parametrize(("name", "side"), [(n, side) for side in ("left", "right") for n in sample(len(CAUSAL) // 12, side)])
 @UNLIMITED
 @torch.no_grad()
 def test_padded_prompts(name: str, side: str) -> None:
@@ -51,7 +51,7 @@ def steps(model: nn.Module, f: Any, inputs: dict[str, Any]) -> list[torch.Tensor
     return [zoo.logits(f(input_ids=part, **rest)) for part in (ids[:, :11], ids[:, 11:12], ids[:, 12:])]
 
 
-@pytest.mark.parametrize("name", sample(len(CAUSAL) // 6, "static cache"))
+@pytest.mark.parametrize("name", sample(len(CAUSAL) // 12, "static cache"))
 @UNLIMITED
 @torch.no_grad()
 def test_steps_over_a_static_cache(name: str) -> None:

@@ -115,6 +115,8 @@ def test_shares() -> None:
     one = made_up("one", expected={"norm": 4}, found={"norm": 9}, graphs=1)
     two = made_up("two", expected={"norm": 6}, found={"norm": 5}, missed=[Miss("norm", "a", 2, "r"), Miss("glu", "a", 1, "r")], graphs=1, family="mlm")
     table = Coverage({r.name: r for r in (one, two, made_up("broken", expected={"norm": 7}, graphs=3), made_up("failed", failed="no"))})
+    nothing = made_up("nothing", error=float("nan"))
+    assert Coverage({"nothing": nothing}).wrong == [nothing]
     assert table.share("norm") == Share(8, 10) and str(table.share("norm", "causal")) == "4 of 4" and str(table.share("rope")) == ""
     assert (cell(one, "norm"), cell(two, "norm"), cell(two, "rope")) == ("4", "4 of 6", "")
     assert [r.name for r in table.wrong] == ["failed"] and wrong(table) == ["FAILED: failed: no"]

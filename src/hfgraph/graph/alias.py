@@ -12,6 +12,8 @@ from hfgraph.graph.values import tensors, val, written_nodes
 # Meta key of a functional node that took over the value of an in-place one: fresh, although its recorded value
 # still names the old storage (views of it are recognised by that).
 FRESH = "hfgraph_fresh"
+# Meta key of a node whose storage is born in the graph and written later on: what it holds depends on when it is read.
+_VARIES = "hfgraph_varies"
 
 
 class Aliases:
@@ -30,6 +32,10 @@ class Aliases:
             for target in written_nodes(node):
                 for r in self._roots[target]:
                     self._writes[r].append(node)
+        for node in graph.nodes:
+            node.meta.pop(_VARIES, None)
+            if self.is_written(node) and not self.is_input(node):
+                node.meta[_VARIES] = True
 
     def _find(self, node: Node) -> frozenset[Node]:
         if node.op in ("placeholder", "get_attr") or node.meta.get(FRESH):
@@ -62,6 +68,11 @@ class Aliases:
         self._roots[new] = self.roots(old)
         for r in self._roots[new]:
             self._members[r].append(new)
+
+
+def varies(node: Node) -> bool:
+    """What it holds depends on when it is read: something is written into its storage, which is no input's."""
+    return _VARIES in node.meta
 
 
 def _storages(node: Node) -> set[int]:

@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import _disable_current_modes
 
+from hfgraph.graph.alias import varies
 from hfgraph.graph.values import is_symbol, val
 
 aten = torch.ops.aten
@@ -48,19 +49,20 @@ def _is_size(node: Node) -> bool:
 
 
 def data(node: Node, known: dict[Node, frozenset[Node]]) -> frozenset[Node]:
-    """The graph inputs and constants that a node's values depend on; sizes are none. `known` remembers answers."""
+    """The graph inputs and constants that a node's values depend on, and tensors that are written to; sizes are none. `known` remembers answers."""
     stack = [node]
     while stack:
         current = stack[-1]
         if current in known:
             stack.pop()
             continue
-        inputs = value_inputs(current)
+        inputs = [] if varies(current) else value_inputs(current)
         waiting = [n for n in inputs if n not in known]
         if waiting:
             stack.extend(waiting)
             continue
-        own = frozenset([current]) if current.op in ("placeholder", "get_attr") and isinstance(val(current), Tensor) else frozenset()
+        given = current.op in ("placeholder", "get_attr") and isinstance(val(current), Tensor)
+        own = frozenset([current]) if given or varies(current) else frozenset()
         known[current] = own.union(*(known[n] for n in inputs))
         stack.pop()
     return known[node]
@@ -128,6 +130,8 @@ def _order(roots: Sequence[Node], given: Mapping[Node, Any]) -> list[Node]:
 def _run(node: Node, values: Mapping[Node, Any], sizes: Sizes) -> Any:
     if node.op != "call_function":
         raise CannotEvaluate(f"it depends on the input {node.name}")
+    if varies(node):
+        raise CannotEvaluate(f"{node.name} is written to")
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else _blank(n, sizes))
     try:
         return node.target(*_plain(args, sizes), **_plain(kwargs, sizes))  # type: ignore[operator]

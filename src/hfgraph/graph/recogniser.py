@@ -145,7 +145,7 @@ def obstacle(found: Found, view: View) -> Refusal | None:
             return Refusal(f"{node.name} is needed by {outside[0].name} as well", node, found.nodes)
     leaves = [a for a in found.args.values() if isinstance(a, Node)]
     first = min((*found.nodes, *found.outputs))
-    for write in view.aliases.writes([*found.private, *found.outputs, *leaves]):
+    for write in view.aliases.writes([*found.nodes, *found.outputs, *leaves]):
         if first < write < place:
             return Refusal(f"{write.name} writes one of the values in between", write, found.nodes)
     region = view.numbers.region(place)

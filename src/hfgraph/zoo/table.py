@@ -40,7 +40,7 @@ class Coverage:
     @property
     def wrong(self) -> list[Record]:
         """Architectures whose logits are not eager's, or that failed."""
-        return [r for r in self.records.values() if r.failed or r.error > TOLERANCE]
+        return [r for r in self.records.values() if r.failed or not r.error <= TOLERANCE]
 
     @property
     def families(self) -> Counter[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from hfgraph.graph.alias import varies
 from hfgraph.graph.sources import is_projection, trail
 from hfgraph.graph.values import arguments, is_pure, val
 from hfgraph.rewrites.attending.numbers import constant, is_broadcast, numbers, operand
@@ -69,8 +70,10 @@ class Parts:
     retold: bool = True
 
     def condition(self, node: Node, negated: bool = False) -> None:
-        """Take a boolean tensor apart."""
-        if negated == (node.target in _OR) and node.target in _AND | _OR and _is_bool(operand(node)) and _is_bool(operand(node, 1)):
+        """Take a boolean tensor apart; not one that is written to, which holds something else than it was made of."""
+        if varies(node):
+            self.factors.append(Factor(node, negated))
+        elif negated == (node.target in _OR) and node.target in _AND | _OR and _is_bool(operand(node)) and _is_bool(operand(node, 1)):
             self.condition(operand(node), negated)
             self.condition(operand(node, 1), negated)
         elif node.target in _NOT:
@@ -88,10 +91,10 @@ class Parts:
 
     def added(self, node: Node, factor: float = 1.0) -> None:
         """Take apart a tensor that, times a number, is added to the scores: masks to conditions, the rest stays a bias."""
-        step = _ADDED.get(node.target)
-        if is_broadcast(node):
+        step = None if varies(node) else _ADDED.get(node.target)
+        if is_broadcast(node) and not varies(node):
             self.added(operand(node), factor)
-        elif node.target is aten.to.dtype and val(operand(node)).is_floating_point():
+        elif node.target is aten.to.dtype and val(operand(node)).is_floating_point() and not varies(node):
             inner = Parts()
             inner.added(operand(node), factor)
             self.take(inner, [val(node).dtype])
@@ -139,8 +142,8 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def may_mask(bias: Node) -> bool:
-    """A bias may be as low as a mask: it comes from outside, or a number of that size went into it."""
-    if trail(bias)[-1].op != "call_function":
+    """A bias may be as low as a mask: it comes from outside, it is written to, or a number of that size went into it."""
+    if varies(bias) or trail(bias)[-1].op != "call_function":
         return True
     low = -_MASKED.get(val(bias).dtype, _MASKED_BELOW)
     stack, seen = [bias], {bias}
@@ -236,9 +239,11 @@ def _one_minus(node: Node) -> Node | None:
         source = node.args[1]
     else:
         return None
+    passed = [node]
     while source.target is aten.to.dtype and not _is_bool(source):
+        passed.append(source)
         source = operand(source)
-    return source if _is_bool(source) else None
+    return source if _is_bool(source) and not any(varies(n) for n in passed) else None
 
 
 def _kept_where(node: Node) -> Node | None:

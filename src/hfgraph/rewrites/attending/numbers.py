@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
+from hfgraph.graph.alias import varies
 from hfgraph.graph.values import arguments
 
 aten = torch.ops.aten
@@ -24,7 +25,7 @@ def constant(value: Any) -> float | None:
     """The one number that an operand holds, if the graph says so."""
     if isinstance(value, int | float):
         return float(value)
-    if not isinstance(value, Node):
+    if not isinstance(value, Node) or varies(value):
         return None
     if value.op == "get_attr":
         held = getattr(value.graph.owning_module, str(value.target), None)
@@ -42,6 +43,8 @@ def numbers(node: Node) -> frozenset[float] | None:
     """All numbers that a tensor may hold, where they can be told: one number, and zeros beside one triangle of it."""
     if (one := constant(node)) is not None:
         return frozenset({one})
+    if varies(node):
+        return None
     if node.target in _SAME | _VIEWS or is_broadcast(node):
         return numbers(operand(node))
     inner = numbers(operand(node)) if node.target in _TRIANGLES else None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from hfgraph.graph.alias import varies
 from hfgraph.graph.evaluate import data
 from hfgraph.graph.recogniser import Found, Recogniser, Refusal, View
 from hfgraph.graph.values import arguments, same_size, val
@@ -113,7 +114,7 @@ def _gate(scores: Scores, values: Values, view: View) -> Gate | Refusal | None:
 def _zeroes_what_is_masked(zeroed: frozenset[Factor], parts: Parts, view: View) -> bool:
     """Weights are masked by what their scores are masked by, which nothing writes in between."""
     read = {source for factor in (*zeroed, *parts.factors) for source in data(factor.node, {})}
-    unchanged = zeroed == set(parts.factors) or not view.aliases.writes(list(read))
+    unchanged = not any(varies(f.node) for f in zeroed) and (zeroed == set(parts.factors) or not view.aliases.writes(list(read)))
     return unchanged and same_conditions(zeroed, parts.factors) and not parts.stacked and not parts.unread
 
 
