@@ -485,8 +485,8 @@ def test_the_page_of_coverage() -> None:
     text = coverage.coverage_page(Coverage({"one": one, "two": two}, {"torch": "2.13"}))
     for row in (
         "| Causal language models | 1 | 4 of 4 |  | 1 of 2 |  |  |  |",
-        "| `one` | OneModel | 1 | 4 |  | 1 of 2 |  |  |  |",
-        "| `two` | TwoModel | 3 | 7 |  |  |  |  |  |",
+        "| `one` | 1 | 4 |  | 1 of 2 |  |  |  |",
+        "| `two` | 3 | 7 |  |  |  |  |  |",
         "| one | attention | layers.0.attn | 1 | a &#124; b |",
         "| two | 3 | a call of print |",
         "| one | 2 |",

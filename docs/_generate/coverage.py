@@ -56,8 +56,8 @@ def _architectures(coverage: Coverage) -> list[str]:
     parts = []
     ordered = sorted(coverage.records.values(), key=lambda r: (FAMILIES.index(r.family), r.name))
     for family, records in groupby(ordered, key=lambda r: r.family):
-        rows = [(f"`{r.name}`", r.model, str(r.graphs), *(cell(r, kind) for kind in KINDS)) for r in records]
-        parts += [f"## {_TITLES[family]}", table(("architecture", "class", "graphs", *KINDS), rows)]
+        rows = [(f"`{r.name}`", str(r.graphs), *(cell(r, kind) for kind in KINDS)) for r in records]
+        parts += [f"## {_TITLES[family]}", table(("architecture", "graphs", *KINDS), rows)]
     return parts
 
 

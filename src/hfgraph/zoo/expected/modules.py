@@ -71,7 +71,8 @@ def _mixes(module: nn.Module) -> bool:
     """Its class is named after experts, not after shared ones, and it owns two tensors with a matrix for each of them, or a module
     that does; or it owns two modules with such a tensor each."""
     name = type(module).__name__
-    if ("Experts" not in name and "MoE" not in name) or "Shared" in name:
+    shared = "Shared" in name and "shared" not in type(module).__module__  # there is a GraniteMoeShared, with experts of all kinds
+    if shared or ("Experts" not in name and "MoE" not in name):
         return False
     children = list(module.children())
     pairs = sum(type(m).__name__.endswith("ParallelExperts") for m in children) == 2
