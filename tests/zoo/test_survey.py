@@ -64,6 +64,8 @@ def test_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == zoo.names("mlm")
     assert cli.main(["zoo", "lama"]) == 2
     assert "the zoo has no architecture 'lama'. Did you mean 'llama'?" in capsys.readouterr().err
+    assert cli.main(["zoo", "llama", "--family", "mlm"]) == 2
+    assert "options NAME and --family contradict each other" in capsys.readouterr().err
     with pytest.raises(UnknownArchitecture):
         zoo.build("blip-2")  # in the table, and not to be built
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from hfgraph.commands import DOES_NOT_HOLD, HOLDS, Command
 from hfgraph.commands._console import print_parts, steps
 from hfgraph.commands._model import positive
+from hfgraph.errors import ContradictoryOptions
 from hfgraph.files import check_writable
 
 _TEXT = """\
@@ -33,6 +34,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace) -> int:
     if given.out:
         check_writable(given.out)
+    if given.names and given.family:
+        raise ContradictoryOptions("NAME", "--family", "name architectures, or a family of them")
     from hfgraph import zoo
 
     names = given.names or zoo.names(given.family or "")
