@@ -287,6 +287,15 @@ def expanded(low: Tensor) -> Tensor:
     return seen
 
 
+def late(q: Tensor, k: Tensor, v: Tensor, step: Any) -> Tensor:
+    """What scores were made of is written to before they are used, and read again after that."""
+    a, b = torch.ones(5, 5).triu(1), torch.ones(5, 5).tril(-4)
+    s = step(scores(q, k), a, b)
+    put(a, 0.2)
+    put(b, 0.3)
+    return s.softmax(-1) @ v + a.sum() + b.sum()
+
+
 ODD: dict[str, Any] = {
     "a number before the cap": lambda q, k, v: (torch.tanh((scores(q, k) + 1.5) / 2.0) * 2.0).softmax(-1) @ v,
     "the row's maximum before the cap": lambda q, k, v: (torch.tanh((s := scores(q, k)) - s.amax(-1, keepdim=True)) * 2.0).softmax(-1) @ v,
@@ -308,6 +317,9 @@ ODD: dict[str, Any] = {
     "a mask over zeros written to": lambda q, k, v: F.scaled_dot_product_attention(
         q, k, v, put(torch.zeros(5, 5), 0.4).masked_fill(torch.ones(5, 5).triu(4).bool(), LOW)
     ),
+    "a condition written to, the other way round": lambda q, k, v: scores(q, k).masked_fill(put(torch.ones(5, 5).triu(1).bool(), False), LOW).softmax(-1) @ v,
+    "a bias written to afterwards": lambda q, k, v: late(q, k, v, lambda s, x, y: s + x + y),
+    "conditions written to afterwards": lambda q, k, v: late(q, k, v, lambda s, x, y: s.masked_fill(x > 0.5, LOW).masked_fill(y > 0.5, LOW)),
     "positions written to": lambda q, k, v: scores(q, k).masked_fill(put(torch.arange(5).repeat(5, 1), 0) > torch.arange(5)[:, None], LOW).softmax(-1) @ v,
     "a lower triangle": lambda q, k, v: (scores(q, k) + torch.full((5, 5), LOW).tril(-2)).softmax(-1) @ v,
     "a triangle that masks nearly": lambda q, k, v: (scores(q, k) + torch.full((5, 5), -20.0).triu(1)).softmax(-1) @ v,
@@ -517,6 +529,20 @@ def test_layers_do_not_share_a_mask_that_is_written_between_them() -> None:
 
     q, mask = torch.randn(2, 2, 5, 8), CAUSAL.repeat(2, 1, 1, 1)
     assert_equal(compiled(two)(q, mask.clone()), two(q, mask.clone()))
+
+
+@torch.no_grad()
+def test_a_mask_from_outside_that_is_written_to() -> None:
+    """The model reads it after that, negated."""
+
+    def attend(q: Tensor, hidden: Tensor) -> Tensor:
+        put(hidden, False)
+        return scores(q, q).masked_fill(hidden, LOW).softmax(-1) @ q
+
+    q = torch.randn(2, 3, 5, 8)
+    masks = [torch.ones(5, 5).triu(1).bool() for _ in range(2)]
+    assert_equal(compiled(attend)(q, masks[0]), attend(q, masks[1]))
+    assert_equal(masks[0], masks[1])
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ A pattern says how something is written. A recogniser asks what it *does*: which
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class View:
         self.numbers = numbers
         self.memo: dict[Any, Any] = {}
         self._added = added
+        self._helpers: set[Node] = set()
 
     def same(self, a: Any, b: Any) -> bool:
         """Two arguments are the same value."""
@@ -101,7 +102,17 @@ class View:
         new.meta = {k: v for k, v in before.meta.items() if k != "val" and not k.startswith("hfgraph_")}
         new.meta["val"] = evaluated(new)
         self._added(new, before)
+        self._helpers.add(new)
         return new
+
+    def read_by(self, nodes: Iterable[Node], first: Node) -> list[Node]:
+        """`nodes`, and what helpers among them read that stand behind `first`."""
+        found, stack = [], list(nodes)
+        while stack:
+            node = stack.pop()
+            stack += node.all_input_nodes if node in self._helpers and first < node else []
+            found.append(node)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +154,8 @@ def obstacle(found: Found, view: View) -> Refusal | None:
         outside = [u for u in node.users if u not in inside]
         if node not in found.outputs and outside:
             return Refusal(f"{node.name} is needed by {outside[0].name} as well", node, found.nodes)
-    leaves = [a for a in found.args.values() if isinstance(a, Node)]
     first = min((*found.nodes, *found.outputs))
+    leaves = view.read_by((a for a in found.args.values() if isinstance(a, Node)), first)
     for write in view.aliases.writes([*found.nodes, *found.outputs, *leaves]):
         if first < write < place:
             return Refusal(f"{write.name} writes one of the values in between", write, found.nodes)

@@ -138,12 +138,13 @@ def _start(masking: Masking, view: View) -> Node | None:
 
 
 def _conjunction(factors: Sequence[Factor], view: View, before: Node) -> Node | None:
-    """All conditions in one tensor; layers that share a mask share it."""
+    """All conditions in one tensor; layers that share a mask share it, unless it is written to: then each reads it for itself."""
     if not factors:
         return None
-    key = ("conjunction", tuple(factors))
+    changes = any(view.aliases.is_written(f.node) for f in factors)
+    key = ("conjunction", tuple(factors), before if changes else None)
     if key not in view.memo:
-        place = max(f.node for f in factors).next
+        place = before if changes else max(f.node for f in factors).next
         nodes = [view.call(aten.logical_not.default, f.node, before=place) if f.negated else f.node for f in factors]
         nodes = [n if val(n).dtype is torch.bool else view.call(aten.to.dtype, n, torch.bool, before=place) for n in nodes]
         both = nodes[0]
