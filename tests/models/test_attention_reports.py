@@ -296,6 +296,19 @@ def late(q: Tensor, k: Tensor, v: Tensor, step: Any) -> Tensor:
     return s.softmax(-1) @ v + a.sum() + b.sum()
 
 
+def before(q: Tensor, k: Tensor, v: Tensor, start: Tensor, made: Any, step: Any = torch.add) -> Tensor:
+    """A mask is made of a tensor that is written to before the mask is used, and read again after that."""
+    mask = made(start)
+    start[..., 0, 3], start[..., 1, 4] = 0, 1
+    return step(scores(q, k), mask).softmax(-1) @ v + start.sum()
+
+
+def segments(start: Tensor) -> Tensor:
+    """Where two entries of a row are equal."""
+    rows, at = torch.arange(2)[:, None, None, None], torch.arange(5)
+    return start[rows, at[:, None]] != start[rows, at]
+
+
 ODD: dict[str, Any] = {
     "a number before the cap": lambda q, k, v: (torch.tanh((scores(q, k) + 1.5) / 2.0) * 2.0).softmax(-1) @ v,
     "the row's maximum before the cap": lambda q, k, v: (torch.tanh((s := scores(q, k)) - s.amax(-1, keepdim=True)) * 2.0).softmax(-1) @ v,
@@ -320,6 +333,13 @@ ODD: dict[str, Any] = {
     "a condition written to, the other way round": lambda q, k, v: scores(q, k).masked_fill(put(torch.ones(5, 5).triu(1).bool(), False), LOW).softmax(-1) @ v,
     "a bias written to afterwards": lambda q, k, v: late(q, k, v, lambda s, x, y: s + x + y),
     "conditions written to afterwards": lambda q, k, v: late(q, k, v, lambda s, x, y: s.masked_fill(x > 0.5, LOW).masked_fill(y > 0.5, LOW)),
+    "a condition turned round before": lambda q, k, v: before(q, k, v, CAUSAL.logical_not(), lambda m: ~m, lambda s, n: s.masked_fill(~n, LOW)),
+    "a condition cast before": lambda q, k, v: before(q, k, v, CAUSAL.clone(), lambda m: (1 - m.float()) * LOW),
+    "a bias added up before": lambda q, k, v: before(q, k, v, 0.3 * torch.ones(5, 5), lambda b: b + torch.arange(5.0)),
+    "zeros masked before": lambda q, k, v: before(q, k, v, torch.zeros(5, 5), lambda z: z.masked_fill(torch.ones(5, 5).triu(1).bool(), LOW)),
+    "segments compared before": lambda q, k, v: before(q, k, v, torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 2]]), segments, lambda s, m: s.masked_fill(m, LOW)),
+    "an output squared": lambda q, k, v: torch.mul(o := scores(q, k).softmax(-1) @ v, o),
+    "a gate of a number without a sink": lambda q, k, v: ((s := scores(q, k)).softmax(-1) @ v) * torch.sigmoid(1.0 - s.logsumexp(-1, keepdim=True)),
     "positions written to": lambda q, k, v: scores(q, k).masked_fill(put(torch.arange(5).repeat(5, 1), 0) > torch.arange(5)[:, None], LOW).softmax(-1) @ v,
     "a lower triangle": lambda q, k, v: (scores(q, k) + torch.full((5, 5), LOW).tril(-2)).softmax(-1) @ v,
     "a triangle that masks nearly": lambda q, k, v: (scores(q, k) + torch.full((5, 5), -20.0).triu(1)).softmax(-1) @ v,
@@ -479,6 +499,19 @@ def test_weights_that_are_masked_again(fill: float, same: bool) -> None:
 
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
 @torch.no_grad()
+def test_a_triangle_is_cut_of_the_number_that_its_dtype_holds(narrow: torch.dtype) -> None:
+    """In the first row nothing counts: NaN where the number became infinite."""
+
+    def attend(x: Tensor) -> Tensor:
+        return (scores(x, x) + torch.full((5, 5), LOW).to(narrow).triu(0)).softmax(-1) @ x
+
+    x = torch.randn(1, 2, 5, 8).to(narrow)
+    torch.testing.assert_close(compiled(attend)(x), attend(x), atol=2e-2, rtol=0, equal_nan=True)
+    assert len(attentions()) == 1
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+@torch.no_grad()
 def test_the_lowest_number_of_one_dtype_is_infinite_in_another(narrow: torch.dtype) -> None:
     """Masked in float32, then cast: a query without keys is NaN."""
 
@@ -531,13 +564,15 @@ def test_layers_do_not_share_a_mask_that_is_written_between_them() -> None:
     assert_equal(compiled(two)(q, mask.clone()), two(q, mask.clone()))
 
 
+@pytest.mark.parametrize("read", ["after", "before"])
 @torch.no_grad()
-def test_a_mask_from_outside_that_is_written_to() -> None:
-    """The model reads it after that, negated."""
+def test_a_mask_from_outside_that_is_written_to(read: str) -> None:
+    """The model reads it after that, or has read it before."""
 
     def attend(q: Tensor, hidden: Tensor) -> Tensor:
+        shown = ~hidden
         put(hidden, False)
-        return scores(q, q).masked_fill(hidden, LOW).softmax(-1) @ q
+        return scores(q, q).masked_fill(hidden if read == "after" else ~shown, LOW).softmax(-1) @ q
 
     q = torch.randn(2, 3, 5, 8)
     masks = [torch.ones(5, 5).triu(1).bool() for _ in range(2)]

@@ -56,6 +56,11 @@ class Aliases:
         """The nodes that write into the storage of any of `nodes`."""
         return [w for r in {r for n in nodes for r in self.roots(n)} for w in self._writes.get(r, ())]
 
+    def readers(self, node: Node) -> list[Node]:
+        """The nodes that read its storage, views and writes aside."""
+        members = set(self.members(node))
+        return [u for m in members for u in m.users if u not in members]
+
     def is_written(self, node: Node) -> bool:
         return any(self._writes.get(r) for r in self.roots(node))
 

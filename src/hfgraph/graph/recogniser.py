@@ -156,13 +156,26 @@ def obstacle(found: Found, view: View) -> Refusal | None:
             return Refusal(f"{node.name} is needed by {outside[0].name} as well", node, found.nodes)
     first = min((*found.nodes, *found.outputs))
     leaves = view.read_by((a for a in found.args.values() if isinstance(a, Node)), first)
-    for write in view.aliases.writes([*found.nodes, *found.outputs, *leaves]):
-        if first < write < place:
-            return Refusal(f"{write.name} writes one of the values in between", write, found.nodes)
+    write = _written(found, leaves, first, view)
+    if write is not None:
+        return Refusal(f"{write.name} writes one of the values in between", write, found.nodes)
     region = view.numbers.region(place)
     elsewhere = next((n for n in (*found.private, *found.outputs) if view.numbers.region(n) != region), None)
     if elsewhere is not None:
         return Refusal(f"{elsewhere.name} lies in another grad or autocast region", elsewhere, found.nodes)
+    return None
+
+
+def _written(found: Found, leaves: Iterable[Node], first: Node, view: View) -> Node | None:
+    """A write to a value between the time when the model reads it and that when the op does. What no node of the site reads
+    itself, the recogniser has found behind other nodes, and those may have read it long before."""
+    direct = {n for node in found.nodes for n in node.all_input_nodes}
+    for value in (*found.nodes, *found.outputs, *leaves):
+        writes = view.aliases.writes([value])
+        since = min(first, *view.aliases.readers(value)) if writes and value in leaves and value not in direct else first
+        for write in writes:
+            if since < write < found.place:
+                return write
     return None
 
 

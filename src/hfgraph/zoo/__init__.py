@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hfgraph.zoo.models import FAMILIES, build, class_name, configs, family, inputs, logits, names
+from hfgraph.zoo.models import FAMILIES, build, class_name, family, inputs, logits, names
 
-__all__ = ["FAMILIES", "build", "class_name", "configs", "family", "inputs", "logits", "names"]
+__all__ = ["FAMILIES", "build", "class_name", "family", "inputs", "logits", "names"]

@@ -209,7 +209,7 @@ def split_heads(parts: Parts, heads: Sequence[Any], scores: Tensor, view: View, 
         shape = val(node).shape
         if len(shape) != 3 or same_size(shape[0], 1) or not same_size(shape[0], scores.shape[0] * scores.shape[1]):
             return node
-        key = ("split", node)
+        key = ("split", node, before if view.aliases.is_written(node) else None)
         if key not in view.memo:
             tail = [size(node, dim, view, before) for dim in (1, 2)]
             view.memo[key] = view.call(aten.reshape.default, node, [*heads, *tail], before=before)

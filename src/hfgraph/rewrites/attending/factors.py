@@ -91,20 +91,25 @@ class Parts:
 
     def added(self, node: Node, factor: float = 1.0) -> None:
         """Take apart a tensor that, times a number, is added to the scores: masks to conditions, the rest stays a bias."""
-        step = None if varies(node) else _ADDED.get(node.target)
-        if is_broadcast(node) and not varies(node):
+        if varies(node) or not self._apart(node, factor):
+            self.biases.append(Bias(node, factor))
+            self.unread |= may_mask(node)
+
+    def _apart(self, node: Node, factor: float) -> bool:
+        step = _ADDED.get(node.target)
+        if is_broadcast(node):
             self.added(operand(node), factor)
-        elif node.target is aten.to.dtype and val(operand(node)).is_floating_point() and not varies(node):
+        elif node.target is aten.to.dtype and val(operand(node)).is_floating_point():
             inner = Parts()
             inner.added(operand(node), factor)
             self.take(inner, [val(node).dtype])
         elif step is not None and step(self, node, factor):
-            return
+            return True
         elif (fill := _low(node, factor)) is not None:
             self.mask(node, fill, True)
         else:
-            self.biases.append(Bias(node, factor))
-            self.unread |= may_mask(node)
+            return False
+        return True
 
     def take(self, inner: Parts, dtypes: Sequence[torch.dtype]) -> None:
         """Take over the parts of a tensor that is then cast, to one dtype after the other: the lowest number of one is infinite in another."""

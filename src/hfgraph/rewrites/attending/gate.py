@@ -33,7 +33,7 @@ class Gate:
 def read_gate(softmax: Node, product: Node, view: View) -> Gate | None:
     """The gate on the product of weights and values, where there is one."""
     for scaled in product.users:
-        if scaled.target is aten.mul.Tensor and isinstance(scaled.args[1], Node):
+        if scaled.target is aten.mul.Tensor and all(isinstance(a, Node) for a in scaled.args):
             gate = _scaling(scaled, product, softmax, view)
             if gate is not None:
                 return gate
@@ -41,16 +41,18 @@ def read_gate(softmax: Node, product: Node, view: View) -> Gate | None:
 
 
 def _scaling(scaled: Node, product: Node, softmax: Node, view: View) -> Gate | None:
-    factor: Any = next(a for a in scaled.args if a is not product)
+    factor: Any = scaled.args[0] if scaled.args[1] is product else scaled.args[1]
     sigmoid, above = _below(factor, _SHAPED)
     if sigmoid.target is not aten.sigmoid.default or not _is_one_number_per_query(factor, product):
         return None
     difference, between = _below(sigmoid.args[0], _CAST)
     if difference.target is not aten.sub.Tensor or arguments(difference)["alpha"] != 1:
         return None
-    total, beside = _below(difference.args[0], _SHAPED)
-    sinks = difference.args[1]
-    if not isinstance(sinks, Node) or total.target is not aten.logsumexp.default or arguments(total)["dim"] not in ([-1], [val(softmax).ndim - 1]):
+    first, sinks = difference.args
+    if not isinstance(first, Node) or not isinstance(sinks, Node):
+        return None
+    total, beside = _below(first, _SHAPED)
+    if total.target is not aten.logsumexp.default or arguments(total)["dim"] not in ([-1], [val(softmax).ndim - 1]):
         return None
     summed, within = _below(total.args[0], _CAST)
     scores, _ = _below(arguments(softmax)["self"], _CAST)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from hfgraph.graph.alias import varies
-from hfgraph.graph.values import arguments
+from hfgraph.graph.values import arguments, val
 
 aten = torch.ops.aten
 
@@ -31,12 +31,18 @@ def constant(value: Any) -> float | None:
         held = getattr(value.graph.owning_module, str(value.target), None)
         return float(held) if isinstance(held, Tensor) and held.numel() == 1 and not isinstance(held, FakeTensor | nn.Parameter) else None
     if is_broadcast(value) or value.target in _SAME:
-        return constant(operand(value))
+        return _held(constant(operand(value)), value)
     if value.target in _ZEROS:
         return 0.0
     filled = arguments(value) if value.target in _FULL else {}
     number = filled.get("fill_value", filled.get("s"))
-    return float(number) if isinstance(number, int | float) else None
+    return _held(float(number), value) if isinstance(number, int | float) else None
+
+
+def _held(number: float | None, node: Node) -> float | None:
+    """A number as a tensor of this dtype holds it: the lowest of one is infinite in another."""
+    dtype = val(node).dtype
+    return number if number is None or not dtype.is_floating_point else torch.tensor(number, dtype=torch.float64).to(dtype).item()
 
 
 def numbers(node: Node) -> frozenset[float] | None:
@@ -46,7 +52,8 @@ def numbers(node: Node) -> frozenset[float] | None:
     if varies(node):
         return None
     if node.target in _SAME | _VIEWS or is_broadcast(node):
-        return numbers(operand(node))
+        below = numbers(operand(node))
+        return None if below is None else frozenset(n for b in below if (n := _held(b, node)) is not None)
     inner = numbers(operand(node)) if node.target in _TRIANGLES else None
     return None if inner is None else inner | {0.0}
 
