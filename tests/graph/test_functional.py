@@ -341,6 +341,23 @@ def test_alias_classes() -> None:
     assert not aliases.is_written(x) and aliases.writes([x, h]) == []
 
 
+def test_results_of_one_operator_do_not_alias() -> None:
+    """The weights of a router are scaled in place while its indices are read before and after."""
+
+    def function(x: Tensor) -> Any:
+        weights, indices = x.topk(2)
+        order = indices.sort().values
+        weights /= weights.sum(-1, keepdim=True)
+        return weights, order, indices + 1
+
+    gm = captured(function, X).graph
+    aliases = Aliases(gm.graph)
+    weights, indices = find(gm, "getitem"), find(gm, "getitem", 1)
+    assert aliases.is_written(weights) and not aliases.is_written(indices)
+    assert aliases.roots(weights).isdisjoint(aliases.roots(indices))
+    holds(function, X, change=tidy)
+
+
 def test_alias_classes_with_writes() -> None:
     def function(cache: Tensor, x: Tensor) -> Any:
         part = cache[:, :4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -21,6 +22,7 @@ class Aliases:
 
     def __init__(self, graph: Graph) -> None:
         self._roots: dict[Node, frozenset[Node]] = {}
+        self._parts: dict[int, Node] = {}
         self._storages = {node: _storages(node) for node in graph.nodes}
         self._writes: dict[Node, list[Node]] = defaultdict(list)
         self._members: dict[Node, list[Node]] = defaultdict(list)
@@ -41,6 +43,8 @@ class Aliases:
         if node.op in ("placeholder", "get_attr") or node.meta.get(FRESH):
             return frozenset([node])
         mine = self._storages[node]
+        if node.target is operator.getitem and len(mine) == 1 and self.roots(node.all_input_nodes[0]) == {node.all_input_nodes[0]}:
+            return frozenset([self._parts.setdefault(*mine, node)])  # results of one operator, each with storage of its own
         found = [r for i in node.all_input_nodes if not mine.isdisjoint(self._storages[i]) for r in self._roots[i]]
         return frozenset(found) if found else frozenset([node])
 

@@ -168,11 +168,13 @@ def obstacle(found: Found, view: View) -> Refusal | None:
 
 def _written(found: Found, leaves: Iterable[Node], first: Node, view: View) -> Node | None:
     """A write to a value between the time when the model reads it and that when the op does. What no node of the site reads
-    itself, the recogniser has found behind other nodes, and those may have read it long before."""
+    itself, the recogniser has found behind other nodes, and those may have read it long before, but not before it was there."""
     direct = {n for node in found.nodes for n in node.all_input_nodes}
+    leaves = dict.fromkeys(leaves)
     for value in (*found.nodes, *found.outputs, *leaves):
         writes = view.aliases.writes([value])
-        since = min(first, *view.aliases.readers(value)) if writes and value in leaves and value not in direct else first
+        behind = view.aliases.readers(value) if writes and value in leaves and value not in direct else []
+        since = max(value, min([first, *(r for r in behind if value < r)]))
         for write in writes:
             if since < write < found.place:
                 return write
