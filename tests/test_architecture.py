@@ -32,7 +32,7 @@ def source(name: str) -> str:
 # From the bottom up: each imports those below it, and graph, kernels and rewrites also themselves. What is not listed stands on top.
 LAYERS = (
     ("errors",),
-    ("files",),
+    ("causes", "files"),
     ("graph",),
     ("kernels",),
     ("rewrites",),

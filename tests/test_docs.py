@@ -481,7 +481,7 @@ def test_the_page_of_coverage() -> None:
     """Shares, a row for each architecture, every miss with its reason; what Dynamo does alone is not put down to hfgraph."""
     miss = Miss("attention", "layers.0.attn", 1, "a | b")
     one = Record("one", "OneModel", "causal", expected={"norm": 4, "attention": 2}, missed=[miss], graphs=1, error_of_dynamo=2.05)
-    two = Record("two", "TwoModel", "mlm", expected={"norm": 7}, graphs=3, breaks=["a call of print"])
+    two = Record("two", "TwoModel", "mlm", expected={"norm": 7}, graphs=3, breaks=["a call of print", "Observed exception"])
     text = coverage.coverage_page(Coverage({"one": one, "two": two}, {"torch": "2.13"}))
     for row in (
         "| Causal language models | 1 | 4 of 4 |  | 1 of 2 |  |  |  |",
@@ -489,6 +489,7 @@ def test_the_page_of_coverage() -> None:
         "| `two` | 3 | 7 |  |  |  |  |  |",
         "| one | attention | layers.0.attn | 1 | a &#124; b |",
         "| two | 3 | a call of print |",
+        "| two | 3 | an exception is raised where the part that is traced does not handle it (Dynamo: Observed exception) |",
         "| one | 2 |",
     ):
         assert row in text.splitlines(), row

@@ -7,7 +7,7 @@ from itertools import groupby
 from _generate.text import ROOT, page, table
 from hfgraph.zoo import FAMILIES
 from hfgraph.zoo.expected import KINDS
-from hfgraph.zoo.show import cell, missed
+from hfgraph.zoo.show import broken, cell, missed
 from hfgraph.zoo.table import Coverage
 
 _TITLES = {"causal": "Causal language models", "seq2seq": "Encoder-decoders", "mlm": "Encoders", "vlm": "Image-text models"}
@@ -42,7 +42,7 @@ def coverage_page(coverage: Coverage) -> str:
         table(("architecture", "what", "module", "sites", "reason"), list(missed(coverage))),
         "## Models that Dynamo breaks into several graphs",
         "Each graph is rewritten; what crosses from one to the next is not seen.",
-        table(("architecture", "graphs", "reason"), [(r.name, str(r.graphs), reason) for r in coverage.records.values() for reason in r.breaks]),
+        table(("architecture", "graphs", "reason"), list(broken(coverage))),
     ]
     return page(*parts, *_dynamo(coverage))
 

@@ -14,20 +14,24 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from hfgraph.causes import cause_of
+
 
 @dataclass(frozen=True)
 class Break:
     """One place where Dynamo ends a graph, runs Python, and begins another.
 
     Attributes:
-        reason: in one line.
+        reason: Dynamo's name for it, which is what to search for.
+        cause: what the code does there, in words; empty where only Dynamo's own words are known.
         explanation: Dynamo's own, where it gives one.
-        hints: what Dynamo proposes.
+        hints: what to change; after ours what Dynamo proposes.
         source, code: file and line of the model's code, and the line's text; empty where unknown.
         count: how often in one call.
     """
 
     reason: str
+    cause: str = ""
     explanation: str = ""
     hints: tuple[str, ...] = ()
     source: str = ""
@@ -65,7 +69,8 @@ def parsed(text: str, count: int = 1) -> Break:
     pairs = list(zip(parts[1::2], parts[2::2], strict=False))
     first = next((t for name, t in pairs if name == "Explanation"), "").strip().split("\n\n")[0]
     hints = tuple(_line(t) for name, t in pairs if name == "Hint" and "report an issue" not in t)
-    return Break(title, _line(first), hints, count=count)
+    cause = cause_of(title)
+    return Break(title, cause.words if cause else "", _line(first), ((cause.advice,) if cause else ()) + hints, count=count)
 
 
 def _line(text: str) -> str:

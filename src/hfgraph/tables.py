@@ -12,9 +12,11 @@ from rich import filesize
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from hfgraph.causes import in_words
 from hfgraph.graph.cost import NOTHING, Work
 
 if TYPE_CHECKING:
+    from hfgraph.breaks import Break
     from hfgraph.report import Report, RuleRow, Site
     from hfgraph.verifying import Verdict
 
@@ -52,8 +54,14 @@ def report_parts(report: Report) -> list[RenderableType]:
     for i, graph in enumerate(report.graphs):
         if graph.unrewritten:
             parts.append(f"graph {i} was not rewritten: {graph.unrewritten}")
-    parts += [f"graph break ({b.count} x){f' at {b.source}' if b.source else ''}: {b.reason}" for b in report.breaks]
+    parts += [_break(b) for b in report.breaks]
     return parts
+
+
+def _break(found: Break) -> str:
+    place = f" at {found.source}" if found.source else ""
+    text = f"graph break ({found.count} x){place}: {in_words(found.reason)}"
+    return f"{text}\n  {found.hints[0]}" if found.cause else text
 
 
 def _summary(report: Report) -> Table:

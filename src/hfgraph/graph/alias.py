@@ -44,7 +44,7 @@ class Aliases:
             return frozenset([node])
         mine = self._storages[node]
         if node.target is operator.getitem and len(mine) == 1 and self.roots(node.all_input_nodes[0]) == {node.all_input_nodes[0]}:
-            return frozenset([self._parts.setdefault(*mine, node)])  # results of one operator, each with storage of its own
+            return frozenset([self._parts.setdefault(next(iter(mine)), node)])  # results of one operator, each with storage of its own
         found = [r for i in node.all_input_nodes if not mine.isdisjoint(self._storages[i]) for r in self._roots[i]]
         return frozenset(found) if found else frozenset([node])
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
+from hfgraph.causes import in_words
 from hfgraph.zoo.expected import KINDS
 from hfgraph.zoo.record import TOLERANCE, Record
 from hfgraph.zoo.table import Coverage
@@ -19,7 +20,7 @@ def parts(coverage: Coverage) -> list[RenderableType]:
     misses = list(missed(coverage))
     if misses:
         found.append(_table("Not found", ("architecture", "kind", "module", "sites", "reason"), misses))
-    breaks = [(r.name, str(r.graphs), reason) for r in coverage.records.values() for reason in r.breaks]
+    breaks = list(broken(coverage))
     if breaks:
         found.append(_table("More than one graph", ("architecture", "graphs", "reason"), breaks))
     return [*found, *wrong(coverage)]
@@ -53,6 +54,12 @@ def missed(coverage: Coverage) -> Iterator[tuple[str, str, str, str, str]]:
         for (kind, reason), count in rows.items():
             first, *more = modules[kind, reason]
             yield record.name, kind, f"{first} and {len(more)} more" if more else first, str(count), reason
+
+
+def broken(coverage: Coverage) -> Iterator[tuple[str, str, str]]:
+    """Architecture, graphs, and why Dynamo ended them: one row for each kind of break."""
+    for record in _sorted(coverage):
+        yield from ((record.name, str(record.graphs), in_words(reason)) for reason in record.breaks)
 
 
 def wrong(coverage: Coverage) -> list[str]:
