@@ -89,7 +89,11 @@ def _three_outputs_late(x: Tensor) -> Any:
     return a, x * 2, b, x * 2, x * 2
 
 
-@pytest.mark.parametrize("function", [_inner_and_two_outputs, _view_and_two_outputs, _three_outputs_late])
+def _twice_of_an_operator_with_two_results(x: Tensor) -> Any:
+    return x.topk(2, 1).values, x.topk(2, 1).values, x.topk(2, 1).indices.sum()
+
+
+@pytest.mark.parametrize("function", [_inner_and_two_outputs, _view_and_two_outputs, _three_outputs_late, _twice_of_an_operator_with_two_results])
 def test_outputs_stay_apart(function: Callable[..., Any]) -> None:
     """Whoever gets two outputs may write into one of them."""
     merged(function, X)

@@ -355,6 +355,7 @@ def test_results_of_one_operator_do_not_alias() -> None:
     weights, indices = find(gm, "getitem"), find(gm, "getitem", 1)
     assert aliases.is_written(weights) and not aliases.is_written(indices)
     assert aliases.roots(weights).isdisjoint(aliases.roots(indices))
+    assert aliases.members(find(gm, "topk"))[:3] == [find(gm, "topk"), weights, indices]
     holds(function, X, change=tidy)
 
 

@@ -43,10 +43,19 @@ class Aliases:
         if node.op in ("placeholder", "get_attr") or node.meta.get(FRESH):
             return frozenset([node])
         mine = self._storages[node]
-        if node.target is operator.getitem and len(mine) == 1 and self.roots(node.all_input_nodes[0]) == {node.all_input_nodes[0]}:
-            return frozenset([self._parts.setdefault(next(iter(mine)), node)])  # results of one operator, each with storage of its own
+        parent = node.args[0] if node.target is operator.getitem else None
+        if isinstance(parent, Node) and parent in self.roots(parent) and len(mine) == 1:
+            return self._part(parent, next(iter(mine)), node)
         found = [r for i in node.all_input_nodes if not mine.isdisjoint(self._storages[i]) for r in self._roots[i]]
         return frozenset(found) if found else frozenset([node])
+
+    def _part(self, parent: Node, storage: int, node: Node) -> frozenset[Node]:
+        """One result of an operator that has several has a class of its own; the operator is a member of all of them."""
+        root = self._parts.setdefault(storage, node)
+        if root is node:
+            self._roots[parent] |= {root}
+            self._members[root].append(parent)
+        return frozenset([root])
 
     def roots(self, node: Node) -> frozenset[Node]:
         """The node's storage classes; a node added after the analysis is its own."""
@@ -63,7 +72,7 @@ class Aliases:
     def readers(self, node: Node) -> list[Node]:
         """The nodes that read its storage, views and writes aside."""
         members = set(self.members(node))
-        return [u for m in members for u in m.users if u not in members]
+        return [u for m in members for u in m.users if u not in members and u.target is not operator.getitem]
 
     def is_written(self, node: Node) -> bool:
         return any(self._writes.get(r) for r in self.roots(node))
