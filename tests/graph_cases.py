@@ -401,3 +401,15 @@ def _integers(ids: Tensor, table: Tensor, w: Tensor) -> Any:
     y = norm(F.embedding(ids, table), w)
     logits = y @ table.t()
     return logits.argmax(-1), (ids * 1, ids + 0, ids.long()), logits.topk(2).values
+
+
+def _signal_and_patches(b: int, t: int, grad: bool) -> tuple[Any, ...]:
+    """Eighths, whose products add up to the same in any order. Sizes of parameters are numbers."""
+    x, w, bias = ((_numbers(*shape) * 8).round() / 8 for shape in ((b, 6, 4 * t), (11, 6, 4), (11,)))
+    return x.requires_grad_(grad), torch.nn.Parameter(w, requires_grad=grad), bias
+
+
+@example("patches", _signal_and_patches)
+def _patches(x: Tensor, w: Tensor, b: Tensor) -> Any:
+    y = F.conv1d(x, w, b, stride=4)
+    return y.view(y.shape[0], -1), y.transpose(1, 2)

@@ -73,6 +73,7 @@ def test_two_images(name: str) -> None:
     f = torch.compile(model, backend="hfgraph", options=PLAIN)
     want = model(**inputs).logits
     assert_equal(f(**inputs).logits, want)
+    assert hfgraph.last_report().counts["patch_embedding"] == 1
     found = Counter(s.note for s in hfgraph.last_report().sites if s.rule == "attention" and s.status == "recognised")
     assert found == {**FIXED, **PACKED}[name]
     other = {**inputs, "pixel_values": inputs["pixel_values"].flip(0)}
