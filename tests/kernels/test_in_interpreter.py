@@ -40,4 +40,4 @@ def _run(*options: str, files: list[Path] | None = None) -> subprocess.Completed
     environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     chosen = files or sorted(HERE.glob("test_*_numbers.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, *map(str, chosen)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)
