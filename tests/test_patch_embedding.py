@@ -66,6 +66,19 @@ def test_one_graph_for_images_of_any_size() -> None:
         f(torch.randn(2, 4, 5, 16))
 
 
+def test_as_many_images_as_the_data_says() -> None:
+    """A size that only the data knows."""
+    weight = nn.Parameter(W)
+
+    def function(x: Tensor, real: Tensor) -> Tensor:
+        return F.conv2d(x[real], weight, B, stride=8).flatten(2)
+
+    x, real = torch.randn(4, 4, 24, 16), torch.tensor([True, False, True, True])
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        got = compiled(function, fullgraph=True)(x, real)
+    torch.testing.assert_close(got, function(x, real), atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
     def function(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import is_contiguous_or_false
 from torch.fx import Node
 
 from hfgraph.graph.recogniser import Example, Found, Recogniser, Refusal, View
@@ -32,7 +33,7 @@ def recognise(node: Node, view: View) -> Found | Refusal | None:
     padded = given["padding"] != "valid" and any(p != 0 for p in _each(given["padding"], rank))
     if padded or given["groups"] != 1 or any(d != 1 for d in _each(given["dilation"], rank)) or x.ndim != rank + 2:
         return None
-    if not (x.is_contiguous() and weight.is_contiguous()):
+    if not (is_contiguous_or_false(x) and is_contiguous_or_false(weight)):  # asks nothing of a symbolic size
         return Refusal("the image or the weight is not contiguous, as with channels last, and so would the result not be", node)
     args = {name: given[key] for name, key in (("x", "input"), ("weight", "weight"), ("bias", "bias"))}
     return Found((node,), patch_embedding, args, (node,), note="patches of " + " x ".join(map(str, kernel)))
