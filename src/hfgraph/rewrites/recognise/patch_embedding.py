@@ -8,11 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._prims_common import is_contiguous_or_false
 from torch.fx import Node
 
 from hfgraph.graph.recogniser import Example, Found, Recogniser, Refusal, View
-from hfgraph.graph.values import arguments, val
+from hfgraph.graph.values import arguments, is_dense, val
 from hfgraph.kernels.patch_embedding import patch_embedding
 
 aten = torch.ops.aten
@@ -33,7 +32,7 @@ def recognise(node: Node, view: View) -> Found | Refusal | None:
     padded = given["padding"] != "valid" and any(p != 0 for p in _each(given["padding"], rank))
     if padded or given["groups"] != 1 or any(d != 1 for d in _each(given["dilation"], rank)) or x.ndim != rank + 2:
         return None
-    if not (is_contiguous_or_false(x) and is_contiguous_or_false(weight)):  # asks nothing of a symbolic size
+    if not (is_dense(x) and is_dense(weight)):
         return Refusal("the image or the weight is not contiguous, as with channels last, and so would the result not be", node)
     args = {name: given[key] for name, key in (("x", "input"), ("weight", "weight"), ("bias", "bias"))}
     return Found((node,), patch_embedding, args, (node,), note="patches of " + " x ".join(map(str, kernel)))
