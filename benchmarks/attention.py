@@ -8,20 +8,15 @@ comes first, then candidates take turns, as in `norms.py`. `repeated` is what mo
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
-import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from norms import DTYPES, Clock, Run, machine, measure
+from cpu import as_json, flags, numbers, place, prepared
+from norms import DTYPES, Clock, Run, measure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -149,51 +144,38 @@ def table(shape: Shape, rounds: int, clock: Clock, flex: bool) -> list[Row]:
 
 
 def _row(shape: Shape, name: str, own: list[float], baseline: list[float]) -> Row:
-    ratios = sorted(b / o for b, o in zip(baseline, own, strict=True))
-    return Row(shape, name, round(statistics.median(own) * 1e6, 2), *(round(r, 3) for r in (statistics.median(ratios), ratios[0], ratios[-1])))
+    return Row(shape, name, *numbers(own, baseline))
 
 
 def show(title: str, found: list[Row], console: Console) -> None:
     shown = Table("part", "batch", "heads", "queries", "keys", "valid", "dtype", "candidate", "µs", "x repeated", "(low - high)", title=title)
     for r in found:
-        numbers = (f"{r.microseconds:.1f}", f"{r.ratio:.2f}", f"{r.ratio_low:.2f} - {r.ratio_high:.2f}")
-        shown.add_row(*(str(v) for v in asdict(r.shape).values()), r.candidate, *numbers)
+        shares = (f"{r.microseconds:.1f}", f"{r.ratio:.2f}", f"{r.ratio_low:.2f} - {r.ratio_high:.2f}")
+        shown.add_row(*(str(v) for v in asdict(r.shape).values()), r.candidate, *shares)
     console.print(shown)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags(__doc__, rounds=11)
     parser.add_argument("--part", choices=("decode", "prefill"), nargs="+", default=["decode", "prefill"])
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--keys", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--valid", choices=("all", "quarter"), nargs="+", default=["all", "quarter"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--heads", choices=HEADS, nargs="+", default=list(HEADS))
-    parser.add_argument("--dtypes", choices=("bf16", "fp32"), nargs="+", default=["bf16", "fp32"])
-    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--no-flex", action="store_true", help="leave flex_attention out")
-    parser.add_argument("--busy", action="store_true", help="one thread and its CPU time instead of the wall clock: for a CPU shared with others")
-    parser.add_argument("--json", type=Path, help="write the table here as well")
     chosen = parser.parse_args()
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    if chosen.busy:
-        torch.set_num_threads(1)
     outer = [(h, d) for h in chosen.heads for d in chosen.dtypes]
     decode = [(b, q, k, v) for b in chosen.batches for q in chosen.queries for k in chosen.keys for v in chosen.valid]
     shapes = [Shape("decode", b, h, q, k, v, d) for h, d in outer for b, q, k, v in decode if "decode" in chosen.part]
     shapes += [Shape("prefill", 1, h, 512, 512, "all", d) for h, d in outer if "prefill" in chosen.part]
-    clock = time.process_time if chosen.busy else time.perf_counter
+    clock = prepared(chosen.busy)
     found = [row for shape in shapes for row in table(shape, chosen.rounds, clock, not chosen.no_flex)]
-    where = {**machine("cpu"), "clock": "CPU time" if chosen.busy else "wall"}
+    where = place(chosen.busy)
     show(f"attention on {where['device']}, {where['threads']} threads, torch {where['torch']}", found, Console())
     if chosen.json:
-        chosen.json.write_text(_text(where, found))
-
-
-def _text(where: Mapping[str, Any], found: list[Row]) -> str:
-    """As JSON, a line for each row."""
-    rows = ",\n  ".join(json.dumps({**asdict(r.shape), **{n: v for n, v in asdict(r).items() if n != "shape"}}) for r in found)
-    return f'{{"machine": {json.dumps(where)},\n "op": "attention",\n "rows": [\n  {rows}\n ]}}\n'
+        rows = ({**asdict(r.shape), **{n: v for n, v in asdict(r).items() if n != "shape"}} for r in found)
+        chosen.json.write_text(as_json(where, "attention", rows))
 
 
 if __name__ == "__main__":

@@ -7,18 +7,13 @@ Correctness comes first, then candidates take turns, as in `norms.py`.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
-import time
-import warnings
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from norms import DTYPES, Clock, Run, machine, measure
+from cpu import as_json, flags, numbers, place, prepared
+from norms import DTYPES, Clock, Run, measure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -77,13 +72,7 @@ def table(shape: str, dtype: str, rounds: int, clock: Clock) -> list[Row]:
                 )
                 raise SystemExit(1)
         samples = measure(runs, "cpu", rounds, clock)
-    return [_row(shape, dtype, name, samples[name], samples[BASELINE]) for name in runs]
-
-
-def _row(shape: str, dtype: str, name: str, own: list[float], baseline: list[float]) -> Row:
-    ratios = sorted(b / o for b, o in zip(baseline, own, strict=True))
-    median = round(statistics.median(own) * 1e6, 2)
-    return Row(shape, dtype, name, median, *(round(r, 3) for r in (statistics.median(ratios), ratios[0], ratios[-1])))
+    return [Row(shape, dtype, name, *numbers(samples[name], samples[BASELINE])) for name in runs]
 
 
 def show(title: str, found: list[Row], console: Console) -> None:
@@ -94,23 +83,15 @@ def show(title: str, found: list[Row], console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags(__doc__, rounds=7)
     parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=list(SHAPES))
-    parser.add_argument("--dtypes", choices=("bf16", "fp32"), nargs="+", default=["bf16", "fp32"])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--busy", action="store_true", help="one thread and its CPU time instead of the wall clock: for a CPU shared with others")
-    parser.add_argument("--json", type=Path, help="write the table here as well")
     chosen = parser.parse_args()
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    if chosen.busy:
-        torch.set_num_threads(1)
-    clock = time.process_time if chosen.busy else time.perf_counter
+    clock = prepared(chosen.busy)
     found = [row for s in chosen.shapes for d in chosen.dtypes for row in table(s, d, chosen.rounds, clock)]
-    where = {**machine("cpu"), "clock": "CPU time" if chosen.busy else "wall"}
+    where = place(chosen.busy)
     show(f"patch embeddings on {where['device']}, {where['threads']} threads, torch {where['torch']}", found, Console())
     if chosen.json:
-        rows = ",\n  ".join(json.dumps(asdict(r)) for r in found)
-        chosen.json.write_text(f'{{"machine": {json.dumps(where)},\n "op": "patch_embedding",\n "rows": [\n  {rows}\n ]}}\n')
+        chosen.json.write_text(as_json(where, "patch_embedding", map(asdict, found)))
 
 
 if __name__ == "__main__":

@@ -489,7 +489,7 @@ def test_the_page_of_coverage() -> None:
         "| `two` | 3 | 7 |  |  |  |  |  |",
         "| one | attention | layers.0.attn | 1 | a &#124; b |",
         "| two | 3 | a call of print |",
-        "| two | 3 | an exception is raised where the part that is traced does not handle it (Dynamo: Observed exception) |",
+        "| two | 3 | tracing meets an exception that nothing in the traced code handles (Dynamo: Observed exception) |",
         "| one | 2 |",
     ):
         assert row in text.splitlines(), row

@@ -9,12 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch.fx import GraphModule
 
-from hfgraph.causes import cause_of
+from hfgraph.causes import Cause, cause_of
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,27 @@ class Break:
 
     Attributes:
         reason: Dynamo's name for it, which is what to search for.
-        cause: what the code does there, in words; empty where only Dynamo's own words are known.
         explanation: Dynamo's own, where it gives one.
-        hints: what to change; after ours what Dynamo proposes.
+        hints: what Dynamo proposes.
         source, code: file and line of the model's code, and the line's text; empty where unknown.
         count: how often in one call.
     """
 
     reason: str
-    cause: str = ""
     explanation: str = ""
     hints: tuple[str, ...] = ()
     source: str = ""
     code: str = ""
     count: int = 1
+
+    @property
+    def cause(self) -> Cause | None:
+        """What the code does there, in words of ours, where we have any."""
+        return cause_of(self.reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: what Dynamo says, then `words` and `advice`, empty where there are none."""
+        return {**asdict(self), **asdict(self.cause or Cause("", ""))}
 
 
 # What Dynamo writes before the reason itself.
@@ -69,8 +76,7 @@ def parsed(text: str, count: int = 1) -> Break:
     pairs = list(zip(parts[1::2], parts[2::2], strict=False))
     first = next((t for name, t in pairs if name == "Explanation"), "").strip().split("\n\n")[0]
     hints = tuple(_line(t) for name, t in pairs if name == "Hint" and "report an issue" not in t)
-    cause = cause_of(title)
-    return Break(title, cause.words if cause else "", _line(first), ((cause.advice,) if cause else ()) + hints, count=count)
+    return Break(title, _line(first), hints, count=count)
 
 
 def _line(text: str) -> str:

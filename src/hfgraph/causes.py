@@ -51,19 +51,19 @@ CAUSES: Mapping[str, Cause] = {
     ),
     "Missing tp_iternext": Cause(
         "Python runs through an iterator that Dynamo does not know",
-        "Where transformers collects outputs, this follows from another break inside of the model: see to that one first.",
+        "Where transformers collects outputs, it comes along with another break inside of the model: see to that one first.",
     ),
     "Observed exception": Cause(
-        "an exception is raised where the part that is traced does not handle it",
-        "After another break Dynamo traces a function without its callers, who may handle it: see to that one first.",
+        "tracing meets an exception that nothing in the traced code handles",
+        "If the model raises nothing there when it is not compiled, Dynamo takes a value in this line for what it is not: write the line otherwise.",
     ),
     "logging.Logger method not supported": Cause(
         "the model writes to a log",
         "Do so before the call, or let Dynamo leave it out: `torch._dynamo.config.ignore_logging_functions.add(logger.warning_once)`.",
     ),
     "Unsupported python_type() call": Cause(
-        "Python asks for the type of an object that Dynamo has no picture of, such as a module that is changed while it runs",
-        "Build modules and buffers in `__init__`.",
+        "Python asks for the type of an object that Dynamo has no picture of, such as a buffer that `forward` assigns anew",
+        "Assign buffers in `__init__`; in `forward` keep what is made of them in a variable.",
     ),
     "Attempted to call function marked as skipped": Cause(
         "a function is called that Dynamo does not look into, such as `torch.manual_seed`",

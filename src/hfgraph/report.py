@@ -187,7 +187,7 @@ class Report:
             "sites": [asdict(s) for s in self.sites],
             "graphs": [_summary(g) for g in self.graphs],
             "graph_breaks": self.graph_breaks,
-            "breaks": [asdict(b) for b in self.breaks],
+            "breaks": [b.to_dict() for b in self.breaks],
         }
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
@@ -219,7 +219,7 @@ def _summary(graph: GraphReport) -> dict[str, Any]:
         "calls": graph.calls,
         "merged": graph.merged,
         "unrewritten": graph.unrewritten,
-        "ended": graph.ended and asdict(graph.ended),
+        "ended": graph.ended and graph.ended.to_dict(),
         "capture_seconds": graph.capture_seconds,
         "compile_seconds": graph.compile_seconds,
         "captured": asdict(graph.captured),

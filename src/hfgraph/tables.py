@@ -61,7 +61,7 @@ def report_parts(report: Report) -> list[RenderableType]:
 def _break(found: Break) -> str:
     place = f" at {found.source}" if found.source else ""
     text = f"graph break ({found.count} x){place}: {in_words(found.reason)}"
-    return f"{text}\n  {found.hints[0]}" if found.cause else text
+    return f"{text}\n  {found.cause.advice}" if found.cause else text
 
 
 def _summary(report: Report) -> Table:

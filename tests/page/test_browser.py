@@ -162,6 +162,8 @@ def test_several_graphs_and_their_break(browser: Browser, broken: Report, tmp_pa
     expect(found.page.locator("#graphs button")).to_have_count(2)
     expect(found.page.locator("#breaks")).to_contain_text("conftest.py:")
     expect(found.page.locator("#breaks")).to_contain_text("torch._dynamo.graph_break()")
+    expect(found.page.locator("#breaks")).to_contain_text("the code asks for it")
+    expect(found.page.locator("#breaks")).to_contain_text("Take the call out.")
     found.page.locator("#graphs button").nth(1).click()
     expect(found.page.locator("#detail")).to_contain_text("sin")
     assert found.wrong == []

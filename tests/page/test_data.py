@@ -105,6 +105,7 @@ def test_a_source_line_that_ends_a_script_stays_text(broken: Report) -> None:
 def test_graph_breaks_have_their_cause_and_place(broken: Report) -> None:
     data = page_data(broken)
     assert len(data["graphs"]) == 2 and len(data["breaks"]) == 1
+    assert (data["breaks"][0]["words"], data["breaks"][0]["advice"]) == ("the code asks for it", "Take the call out.")
     assert data["breaks"][0]["source"].startswith("conftest.py:") and "graph_break()" in data["breaks"][0]["code"]
     assert data["graphs"][0]["ended"]["source"] == data["breaks"][0]["source"]
     assert data["graphs"][1]["ended"] is None

@@ -70,7 +70,7 @@ class Aliases:
         return [w for r in {r for n in nodes for r in self.roots(n)} for w in self._writes.get(r, ())]
 
     def readers(self, node: Node) -> list[Node]:
-        """The nodes that read its storage, views and writes aside."""
+        """The nodes that read its storage; views, writes, and taking one of several results are no reads."""
         members = set(self.members(node))
         return [u for m in members for u in m.users if u not in members and u.target is not operator.getitem]
 

@@ -26,7 +26,7 @@ def page_data(report: Report) -> dict[str, Any]:
         "near_misses": len(report.near_misses),
         "fields": [f.name for f in fields(Shown)],
         "graphs": [_graph(g) for g in report.graphs],
-        "breaks": [asdict(b) for b in report.breaks],
+        "breaks": [b.to_dict() for b in report.breaks],
     }
 
 
@@ -38,7 +38,7 @@ def _graph(graph: GraphReport) -> dict[str, Any]:
         "calls": graph.calls,
         "merged": graph.merged,
         "unrewritten": graph.unrewritten,
-        "ended": graph.ended and asdict(graph.ended),
+        "ended": graph.ended and graph.ended.to_dict(),
         "seconds": {"capture": graph.capture_seconds, "rewrite": graph.rewrite_seconds, "compile": graph.compile_seconds},
         "captured": asdict(graph.captured),
         "passes": [asdict(r) for r in graph.rows],

@@ -40,7 +40,9 @@ def _activated(x, alpha, ACTIVATION: tl.constexpr, TYPE: tl.constexpr):
         # 1 + tanh(u) is 2 / (1 + exp(-2 * u)), which loses nothing where the sum nearly vanishes.
         y = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * (x * x * x))))
     elif ACTIVATION == "gelu_new":
-        cube = rounded(rounded(x * x, TYPE) * x, TYPE)  # pow(3.0) multiplies in the type it is given
+        # pow(3.0) rounds both products in bfloat16, and the last alone in float16.
+        square = x * x if tl.float16 == TYPE else rounded(x * x, TYPE)
+        cube = rounded(square * x, TYPE)
         inner = rounded(x + rounded(0.044715 * cube, TYPE), TYPE)
         # 1 + tanh(u) as 2 / (1 + exp(-2 * u)), but tanh alone is rounded first.
         bent = rounded(2.0 / (1.0 + tl.exp(-2.0 * rounded(0.7978845608028654 * inner, TYPE))) - 1.0, TYPE)

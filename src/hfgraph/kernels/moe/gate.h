@@ -56,7 +56,7 @@ INLINE Floats activated(Floats x, const Gate& gate) {
     case Activation::kGeluTanh:
       return rounded<T>(each(x, [](float v) { return 0.5f * v * (1.0f + std::tanh(0.79788456f * (v + 0.044715f * v * v * v))); }));
     case Activation::kGeluNew: {
-      const Floats cube = rounded<T>(rounded<T>(x * x) * x);  // pow(3.0) multiplies in the type it is given
+      const Floats cube = rounded<T>(rounded<T>(x * x) * x);  // pow(3.0) rounds both products in bfloat16
       const Floats inner = rounded<T>(x + rounded<T>(0.044715f * cube));
       const Floats bent = rounded<T>(each(rounded<T>(0.79788456f * inner), [](float v) { return std::tanh(v); }));
       return rounded<T>(rounded<T>(0.5f * x) * rounded<T>(1.0f + bent));

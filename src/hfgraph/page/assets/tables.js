@@ -56,10 +56,10 @@ function passTable(graph) {
 function graphTable() {
   const rows = DATA.graphs.map((g, i) => [el("button", { class: "linkish", onclick: () => chooseGraph(i) }, `graph ${i}`), String(g.calls), String(g.dynamo_nodes), `${g.tree.total.done}`, `${g.tree.total.near}`,
     g.unrewritten ? el("span", { class: "ends" }, `left as it was: ${g.unrewritten}`) : g.ended ? breakElement(g.ended) : "the end of its function"]);
-  const listed = DATA.breaks.length ? table([["graph break"], ["times", "n"], ["where"], ["what to do"]], DATA.breaks.map((b) => [[el("b", {}, b.cause || b.reason), b.cause && el("div", { class: "soft" }, `Dynamo: ${b.reason}`), b.explanation && el("div", { class: "soft" }, b.explanation)], String(b.count),
-    [el("span", { class: "mono" }, b.source), b.code && el("div", { class: "code" }, b.code)], b.hints.map((h) => el("div", {}, h))])) : el("p", {}, "No graph breaks: Dynamo traced the call in one piece.");
+  const listed = DATA.breaks.length ? table([["graph break"], ["times", "n"], ["where"], ["what to do"]], DATA.breaks.map((b) => [[el("b", {}, b.words || b.reason), b.words && el("div", { class: "soft" }, `Dynamo: ${b.reason}`), b.explanation && el("div", { class: "soft" }, b.explanation)], String(b.count),
+    [el("span", { class: "mono" }, b.source), b.code && el("div", { class: "code" }, b.code)], [b.advice, ...b.hints].map((h) => h && el("div", {}, h))])) : el("p", {}, "No graph breaks: Dynamo traced the call in one piece.");
   return section("breaks", "Graphs and graph breaks", "At a graph break Dynamo ends a graph, runs Python, and begins another; nothing is rewritten across it.",
     [DATA.graphs.length > 1 || rows.some((r) => typeof r[5] !== "string") ? table([["graph"], ["calls", "n"], ["nodes", "n"], ["rewritten", "n"], ["nearly", "n"], ["ended by"]], rows) : null, el("div", { style: "height:12px" }), listed]);
 }
 
-const breakElement = (b) => [el("span", { class: "ends" }, b.cause || b.reason), " ", el("span", { class: "mono soft" }, b.source)];
+const breakElement = (b) => [el("span", { class: "ends" }, b.words || b.reason), " ", el("span", { class: "mono soft" }, b.source)];
