@@ -20,6 +20,7 @@ from hfgraph.merge import NAME as MERGED
 from hfgraph.merge import merge
 from hfgraph.options import Options
 from hfgraph.rewrites import rules
+from hfgraph.rewrites.recurrences.naming import name_recurrences
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,16 @@ class Context:
 
 @dataclass
 class Done:
-    """What a pass did: a number of changes, and the events of its rules."""
+    """What a pass did: a number of changes, and the events of its rules.
+
+    Attributes:
+        named: what was found and left as it is; the reason is a note.
+    """
 
     changes: int = 0
     applied: list[Event] = field(default_factory=list)
     missed: list[Event] = field(default_factory=list)
+    named: list[Event] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def _merged(gm: GraphModule, context: Context) -> Done:
 PIPELINE: tuple[Pass, ...] = (
     Pass("canonical", "one spelling, no no-ops, no hidden mutation", _counted(tidy)),
     Pass("recognise", "spellings become ops", _rewritten("recognise")),
+    Pass("recognise", "recurrences get a name", lambda gm, _: Done(named=name_recurrences(gm.graph))),
     Pass("recognise", "equal values are computed once", _counted(merge_equal)),
     Pass("fuse", "neighbouring ops become one", _rewritten("fuse")),
     Pass("merge", "linears of one input become one", _merged),

@@ -108,6 +108,7 @@ class GraphReport:
             self.sites += [_site(e, "fused", made[e.node].meta.get(FROM, ()) if e.node in made else ()) for e in done.applied]
         if step.stage == "merge":
             self.sites += [replace(_site(e, "recognised" if e.reason else "fused", e.fitted), reason="", note=e.reason) for e in done.applied]
+        self.sites += [replace(_site(e, "recognised", e.fitted), reason="", note=e.reason) for e in done.named]
         self.sites += [_site(e, "near miss", e.fitted) for e in done.missed]
         if "computed once" in step.name:
             self.merged = done.changes
@@ -117,6 +118,9 @@ class GraphReport:
         for e in done.applied:
             row = self.rules.setdefault((stage, e.rule), RuleRow(stage, e.rule))
             row.matches, row.removed, row.added = row.matches + 1, row.removed + e.removed, row.added + e.added
+        for e in done.named:
+            row = self.rules.setdefault((stage, e.rule), RuleRow(stage, e.rule))
+            row.matches += 1
         for e in done.missed:
             self.rules.setdefault((stage, e.rule), RuleRow(stage, e.rule)).near_misses += 1
 
