@@ -403,10 +403,21 @@ def _integers(ids: Tensor, table: Tensor, w: Tensor) -> Any:
     return logits.argmax(-1), (ids * 1, ids + 0, ids.long()), logits.topk(2).values
 
 
+def _eighths(*shape: int) -> Tensor:
+    """Their products add up to the same in any order."""
+    return (_numbers(*shape) * 8).round() / 8
+
+
 def _signal_and_patches(b: int, t: int, grad: bool) -> tuple[Any, ...]:
-    """Eighths, whose products add up to the same in any order. Sizes of parameters are numbers."""
-    x, w, bias = ((_numbers(*shape) * 8).round() / 8 for shape in ((b, 6, 4 * t), (11, 6, 4), (11,)))
+    """Sizes of parameters are numbers."""
+    x, w, bias = (_eighths(*shape) for shape in ((b, 6, 4 * t), (11, 6, 4), (11,)))
     return x.requires_grad_(grad), torch.nn.Parameter(w, requires_grad=grad), bias
+
+
+@example("short convolution", lambda b, t, grad: (_signal_and_patches(b, t, grad)[0], torch.nn.Parameter(_eighths(6, 1, 4), requires_grad=grad)))
+def _short_convolution(x: Tensor, w: Tensor) -> Any:
+    y = F.conv1d(x, w, padding=3, groups=6)[..., : x.shape[-1]]
+    return y.relu().transpose(1, 2).reshape(y.shape[0], -1), F.conv1d(x, w, groups=6)
 
 
 @example("patches", _signal_and_patches)

@@ -19,8 +19,9 @@ from hfgraph.rewrites.recurrences.region import Region
 aten = torch.ops.aten
 # Operators whose arguments hold sizes of tensors.
 _SIZED = frozenset(
-    {aten.reshape.default, aten.expand.default, aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format, aten.new_zeros.default}
-)
+    {aten.reshape.default, aten.expand.default, aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format,
+     aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default}
+)  # fmt: skip
 _FEWER = (2, 3)  # sequences, and heads or channels
 
 

@@ -82,10 +82,10 @@ class Recurrence:
         return torch.stack(outputs, 1), state
 
     def _start(self, like: Tensor, sizes: Mapping[str, int]) -> Tensor:
-        state = like.new_zeros(like.shape[0], *self.state_shape(sizes))
-        for i, value in enumerate(self.start):
-            state[:, i] = value
-        return state
+        own = self.state_shape(sizes)
+        if not self.start:
+            return like.new_zeros(like.shape[0], *own)
+        return torch.stack([like.new_full((like.shape[0], *own[1:]), value) for value in self.start], 1)
 
 
 def bound(shapes: Mapping[str, Sequence[int]], letters: Mapping[str, str]) -> dict[str, int] | None:

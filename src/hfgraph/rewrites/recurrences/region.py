@@ -68,7 +68,10 @@ def _hanging_together(graph: Graph, cuts: Iterable[Cut], known: dict[Node, froze
             inside = [i for i in node.all_input_nodes if i in groups]
             outside = [i for i in node.all_input_nodes if i not in groups and data(i, known)]
             if inside and (not outside or node.target in _JOINED) and all(t in groups for t in written_nodes(node)):
-                groups.join(node, inside)
+                starts = [i for i in outside if _starts(i, known)]
+                for start in starts:
+                    groups.add(start)
+                groups.join(node, [*inside, *starts])
     for nodes in groups.all():
         taken = tuple(dict.fromkeys(first[n] for n in nodes if n in first))
         bases = {c.base for c in taken}
@@ -76,6 +79,11 @@ def _hanging_together(graph: Graph, cuts: Iterable[Cut], known: dict[Node, froze
             inputs = dict.fromkeys(i for n in nodes if n not in first for i in n.all_input_nodes)
             joined = tuple(i for i in inputs if i not in groups and i not in bases and isinstance(val(i), Tensor) and data(i, known))
             yield Region(taken, joined, tuple(nodes))
+
+
+def _starts(node: Node, known: dict[Node, frozenset[Node]]) -> bool:
+    """Whether a value is a state's beginning, a constant, and what the first token adds to it of the model's parameters."""
+    return node.target in _JOINED and any(isinstance(val(i), Tensor) and not data(i, known) for i in node.all_input_nodes)
 
 
 def steps(graph: Graph) -> Iterator[Region]:

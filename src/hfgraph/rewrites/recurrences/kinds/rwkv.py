@@ -12,16 +12,15 @@ from hfgraph.rewrites.recurrences.recurrence import Form, Recurrence
 
 
 def _step(state: Tensor, k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor) -> tuple[Tensor, Tensor]:
-    output = _added(state, k + bonus, v)
-    past = torch.stack([state[:, 0], state[:, 1], state[:, 2] + decay], 1)
-    return _added(past, k, v), output[:, 0] / output[:, 1]
-
-
-def _added(state: Tensor, exponent: Tensor, v: Tensor) -> Tensor:
     numerator, denominator, largest = state.unbind(1)
+    here = _added(numerator, denominator, largest, k + bonus, v)
+    return torch.stack(_added(numerator, denominator, largest + decay, k, v), 1), here[0] / here[1]
+
+
+def _added(numerator: Tensor, denominator: Tensor, largest: Tensor, exponent: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     top = torch.maximum(largest, exponent)
     old, new = (largest - top).exp(), (exponent - top).exp()
-    return torch.stack([numerator * old + v * new, denominator * old + new, top], 1)
+    return numerator * old + v * new, denominator * old + new, top
 
 
 KIND = Recurrence(
