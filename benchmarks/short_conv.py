@@ -59,9 +59,14 @@ def as_op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def candidates(given: list[Tensor]) -> dict[str, Run]:
     """What can run, by name."""
     torch._dynamo.reset()
-    convolution = torch.compile(lambda *a: layer(as_written, *a), dynamic=False)
-    op = torch.compile(lambda *a: layer(as_op, *a), dynamic=False)
-    return {"convolution": lambda: layer(as_written, *given), BASELINE: lambda: convolution(*given), "op, compiled": lambda: op(*given)}
+    convolution = torch.compile(lambda x, w, b: layer(as_written, x, w, b), dynamic=False)
+    op = torch.compile(lambda x, w, b: layer(as_op, x, w, b), dynamic=False)
+    x, weight, bias = given
+    return {
+        "convolution": lambda: layer(as_written, x, weight, bias),
+        BASELINE: lambda: convolution(x, weight, bias),
+        "op, compiled": lambda: op(x, weight, bias),
+    }
 
 
 def table(shape: str, dtype: str, rounds: int, clock: Clock) -> list[Row]:
@@ -71,7 +76,8 @@ def table(shape: str, dtype: str, rounds: int, clock: Clock) -> list[Row]:
     sizes = ((batch, tokens if tokens > 1 else TAPS, channels), (channels, 1, TAPS), (channels,))
     given = [torch.randn(s, generator=generator).to(DTYPES[dtype]) for s in sizes]
     with torch.no_grad():
-        exact = layer(as_written, *(t.double() for t in given))
+        x, weight, bias = (t.double() for t in given)
+        exact = layer(as_written, x, weight, bias)
         runs = candidates(given)
         errors = {name: (run().double() - exact).abs().max().item() for name, run in runs.items()}
         for name, error in errors.items():

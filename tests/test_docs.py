@@ -119,7 +119,7 @@ def test_the_pages_there_are(pages: dict[str, Page]) -> None:
     assert pages["design.html"].has("How hfgraph works, and why")
     assert pages["contributing.html"].has("Add a rule")
     assert pages["changelog.html"].has("UNRELEASED")
-    assert pages["status.html"].has("Not yet: linear attention")
+    assert pages["status.html"].has("Not yet: sharding")
 
 
 def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[str, Page]) -> None:

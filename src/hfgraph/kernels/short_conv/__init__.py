@@ -24,7 +24,7 @@ def _cost(x: Tensor, weight: Tensor, bias: Tensor | None, padded: int = 1) -> Co
     shardings={"batch": ((Shard(0), Replicate(), Replicate()), (Shard(0),)), "channels": ((Shard(1), Shard(0), Shard(0)), (Shard(1),))},
 )
 def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padded: int = 1) -> Tensor:
-    """``y[:, c, t] = bias[c] + sum(weight[c, 0, k] * x[:, c, t - K + 1 + k], k)`` (Fu et al., 2022, arXiv:2212.14052).
+    """``sum(weight[c, k] * x[c, t - K + 1 + k], k) + bias[c]`` for each channel c and token t (Fu et al., 2022, arXiv:2212.14052).
 
     In float32 it is a sum of products, which Inductor fuses with what stands around it: one to three times as fast on a CPU as a convolution
     (`benchmarks/results/short-conv-cpu.json`). In half precision a convolution is at least as fast.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from math import prod
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ _SIZED = frozenset(
      aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default}
 )  # fmt: skip
 _FEWER = (2, 3)  # sequences, and heads or channels
+_MOST = 1 << 25  # elements of one value: 256 MB
 
 
 class Player:
@@ -47,6 +49,8 @@ class Player:
         return tuple(self._fewer.get(s, s) for s in shape(node, self._sizes))
 
     def _run(self, node: Node) -> Any:
+        if isinstance(val(node), Tensor) and prod(self._shape(node)) > _MOST:
+            raise CannotEvaluate(f"{node.name} is too large")
         needed = set(value_inputs(node))
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._value(n) if n in needed else self._blank(n))
         if node.target in _SIZED:
