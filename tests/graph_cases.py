@@ -414,7 +414,13 @@ def _signal_and_patches(b: int, t: int, grad: bool) -> tuple[Any, ...]:
     return x.requires_grad_(grad), torch.nn.Parameter(w, requires_grad=grad), bias
 
 
-@example("short convolution", lambda b, t, grad: (_signal_and_patches(b, t, grad)[0], torch.nn.Parameter(_eighths(6, 1, 4), requires_grad=grad)))
+def _signal_and_taps(b: int, t: int, grad: bool) -> tuple[Any, ...]:
+    """No zeros, whose sign depends on what a sum begins with."""
+    x, w = (_eighths(*shape) + 1 / 16 for shape in ((b, 6, 4 * t), (6, 1, 4)))
+    return x.requires_grad_(grad), torch.nn.Parameter(w, requires_grad=grad)
+
+
+@example("short convolution", _signal_and_taps)
 def _short_convolution(x: Tensor, w: Tensor) -> Any:
     y = F.conv1d(x, w, padding=3, groups=6)[..., : x.shape[-1]]
     return y.relu().transpose(1, 2).reshape(y.shape[0], -1), F.conv1d(x, w, groups=6)

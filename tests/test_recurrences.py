@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,6 +94,24 @@ def test_selected_tokens_that_do_not_hang_together_have_no_name() -> None:
         return (q @ k.transpose(-1, -2)).softmax(-1) @ v + other[:, :, 0] + other[:, :, 1] * other[:, :, 2]
 
     assert named(attention, torch.randn(2, 5, 3, 4, 4), torch.randn(2, 5, 3, 4, 4)) == []
+
+
+def test_where_much_is_joined_nothing_is_tried() -> None:
+    """The ways in which values fit grow with the factorial of their number."""
+
+    def mixed(a: Tensor, b: Tensor, others: list[Tensor]) -> Tensor:
+        state, outputs = torch.zeros(2, 7), []
+        for t in range(TOKENS):
+            state = state * a[:, t] + b[:, t]
+            for other in others:
+                state = state * other
+            outputs.append(state)
+        return torch.stack(outputs, 1)
+
+    others = [torch.rand(7) for _ in range(15)]
+    start = time.monotonic()
+    assert named(mixed, torch.rand(2, TOKENS, 7), torch.rand(2, TOKENS, 7), others) == []
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize("tokens", [5, 70, 128], ids=["one chunk", "places left over", "whole chunks"])

@@ -150,7 +150,7 @@ def test_a_module_as_traced_says_so(opened: Opened) -> None:
 
 def test_tables_have_the_passes_and_the_rules(opened: Opened) -> None:
     page = opened.page
-    expect(page.locator("#passes tbody tr")).to_have_count(8)
+    expect(page.locator("#passes tbody tr")).to_have_count(9)
     expect(page.locator("#rules")).to_contain_text("add_rms_norm")
     expect(page.locator("#breaks")).to_contain_text("No graph breaks")
     page.locator("#traced").get_by_role("button", name="model.embed_tokens").click()

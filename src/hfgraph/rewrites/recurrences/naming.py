@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 from torch import Tensor
 from torch.fx import Graph, Node
@@ -24,6 +25,8 @@ from hfgraph.rewrites.recurrences.roles import Cast, casts, given, views
 
 _FEW = 3  # tokens on which a cast is tried before it is on all
 _CLOSE = 1e-6
+# A recurrence begins with few values; where many are joined, something else goes on, and they fit in too many ways.
+_MANY, _MOST_TRIES = 16, 2000
 
 
 @cache
@@ -64,32 +67,46 @@ def name_recurrences(graph: Graph) -> list[Event]:
 def recognise(region: Region) -> list[Named]:
     """What a region computes that has a name: one recurrence, or several whose results it joins."""
     sizes = next(iter(trials(region.nodes, ())), None)
-    if sizes is None:
+    if sizes is None or len(region.begin) > _MANY:
         return []
-    values = Player(region, sizes).values
+    played = _Played(region, Player(region, sizes).values)
+    offered = given(region, played.values, sizes)
     found: list[Named] = []
-    offered, inside = given(region, values, sizes), {n: values[n] for n in region.nodes if n in values}
-    state, padded = values[region.state] if region.state else None, region.cuts[0].padded if region.cuts else 1
     tries = ((kind, form, cast) for kind in all_kinds() for form in kind.forms for cast in casts(form, offered))
-    for kind, form, cast in tries:
+    for kind, form, cast in islice(tries, _MOST_TRIES):
         if not any(cast.overlaps(f.cast) for f in found):
-            output = _output(kind, form, cast, state, inside, padded)
+            output = played.output(kind, form, cast)
             found += [] if output is None else [Named(kind, form, cast, output, _behind(output, region))]
     return found
 
 
-def _output(kind: Recurrence, form: Form, cast: Cast, state: Tensor | None, inside: Mapping[Node, Tensor], padded: int) -> Node | None:
-    """The first value of a region that is what the recurrence puts out."""
-    if state is not None and tuple(state.shape[1:]) != kind.state_shape(cast.sizes):
-        return None
-    few = _run(kind, form, cast, state, _FEW)
-    tokens = next(g.value.shape[1] for g in cast.inputs.values() if not g.constant)
-    wanted = (few.shape[0], tokens, *few.shape[2:])
-    alike = [(n, v) for n, value in inside.items() for v in views(value, wanted, padded) if _same(v[:, : few.shape[1]], few)]
-    if not alike:
-        return None
-    whole = _run(kind, form, cast, state, tokens)
-    return next((n for n, v in alike if _same(v, whole)), None)
+class _Played:
+    """The values of a region, among which outputs of recurrences are looked for."""
+
+    def __init__(self, region: Region, values: Mapping[Node, Tensor]) -> None:
+        self.values = values
+        self._inside = {n: values[n] for n in region.nodes if n in values}
+        self._state = values[region.state] if region.state else None
+        self._padded = region.cuts[0].padded if region.cuts else 1
+        self._views: dict[tuple[int, ...], list[tuple[Node, Tensor]]] = {}
+
+    def output(self, kind: Recurrence, form: Form, cast: Cast) -> Node | None:
+        """The first value that is what a recurrence puts out."""
+        if self._state is not None and tuple(self._state.shape[1:]) != kind.state_shape(cast.sizes):
+            return None
+        few = _run(kind, form, cast, self._state, _FEW)
+        tokens = next(g.value.shape[1] for g in cast.inputs.values() if not g.constant)
+        alike = [(n, v) for n, v in self._shaped((few.shape[0], tokens, *few.shape[2:])) if _same(v[:, : few.shape[1]], few)]
+        if not alike:
+            return None
+        whole = _run(kind, form, cast, self._state, tokens)
+        return next((n for n, v in alike if _same(v, whole)), None)
+
+    def _shaped(self, wanted: tuple[int, ...]) -> list[tuple[Node, Tensor]]:
+        """The values that have a shape, in any order of dims."""
+        if wanted not in self._views:
+            self._views[wanted] = [(n, v) for n, value in self._inside.items() for v in views(value, wanted, self._padded)]
+        return self._views[wanted]
 
 
 def _run(kind: Recurrence, form: Form, cast: Cast, state: Tensor | None, tokens: int) -> Tensor:

@@ -99,7 +99,7 @@ def views(value: Tensor, wanted: tuple[int, ...], padded: int) -> Iterator[Tenso
     """A value with its dims in such an order that it has the shape that is wanted; tokens, the second dim, may be padded at their end,
     and where there is one it may have no dim."""
     value = value.unsqueeze(1) if value.ndim == len(wanted) - 1 and wanted[1] == 1 else value
-    if value.ndim != len(wanted):
+    if value.ndim != len(wanted) or sorted(value.shape) not in (sorted(wanted), sorted((wanted[0], padded, *wanted[2:]))):
         return
     for order in permutations(range(value.ndim)):
         turned = value.permute(order)
