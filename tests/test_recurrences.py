@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 import hfgraph
 from hfgraph import zoo
+from hfgraph.rewrites.recurrences import naming
 from hfgraph.rewrites.recurrences.naming import all_kinds
 from hfgraph.rewrites.recurrences.recurrence import Form, Recurrence
 
@@ -96,8 +96,9 @@ def test_selected_tokens_that_do_not_hang_together_have_no_name() -> None:
     assert named(attention, torch.randn(2, 5, 3, 4, 4), torch.randn(2, 5, 3, 4, 4)) == []
 
 
-def test_where_much_is_joined_nothing_is_tried() -> None:
+def test_where_much_is_joined_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ways in which values fit grow with the factorial of their number."""
+    monkeypatch.setattr(naming, "Player", lambda *_: pytest.fail("it is played"))
 
     def mixed(a: Tensor, b: Tensor, others: list[Tensor]) -> Tensor:
         state, outputs = torch.zeros(2, 7), []
@@ -108,10 +109,7 @@ def test_where_much_is_joined_nothing_is_tried() -> None:
             outputs.append(state)
         return torch.stack(outputs, 1)
 
-    others = [torch.rand(7) for _ in range(15)]
-    start = time.monotonic()
-    assert named(mixed, torch.rand(2, TOKENS, 7), torch.rand(2, TOKENS, 7), others) == []
-    assert time.monotonic() - start < 60
+    assert named(mixed, torch.rand(2, TOKENS, 7), torch.rand(2, TOKENS, 7), [torch.rand(7) for _ in range(15)]) == []
 
 
 @pytest.mark.parametrize("tokens", [5, 70, 128], ids=["one chunk", "places left over", "whole chunks"])

@@ -38,7 +38,7 @@ def check_sites(name: str, expected: dict[str, Any]) -> None:
     assert missed <= told, f"{name} computes, and hfgraph does not find: {sorted(missed - told)}"
 
 
-@pytest.mark.parametrize("name", sample(len(CAUSAL) // 8, "bfloat16"))
+@pytest.mark.parametrize("name", sample(len(CAUSAL) // 8, "bfloat16", zoo.names()))
 @UNLIMITED
 @torch.no_grad()
 def test_bfloat16(name: str) -> None:
@@ -86,7 +86,7 @@ def test_dynamic(name: str) -> None:
     torch.testing.assert_close(zoo.logits(f(**other)), zoo.logits(model(**other)), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", sample(8, "inductor"))
+@pytest.mark.parametrize("name", sample(8, "inductor", zoo.names()))
 @torch.no_grad()
 def test_inductor(name: str) -> None:
     """The whole way, by the backend's name: Inductor compiles the rewritten graph."""
