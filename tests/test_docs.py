@@ -120,6 +120,7 @@ def test_the_pages_there_are(pages: dict[str, Page]) -> None:
     assert pages["contributing.html"].has("Add a rule")
     assert pages["changelog.html"].has("UNRELEASED")
     assert pages["status.html"].has("Not yet: sharding")
+    assert pages["coverage.html"].has("gated_delta_rule") and pages["coverage.html"].has("rg_lru")
 
 
 def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[str, Page]) -> None:

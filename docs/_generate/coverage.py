@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 
 from _generate.text import ROOT, page, table
+from hfgraph.kernels.short_conv import short_conv
+from hfgraph.rewrites.recurrences.naming import all_kinds
 from hfgraph.zoo import FAMILIES
 from hfgraph.zoo.expected import KINDS
 from hfgraph.zoo.show import broken, cell, missed
@@ -43,8 +45,18 @@ def coverage_page(coverage: Coverage) -> str:
         "## Models that Dynamo breaks into several graphs",
         "Each graph is rewritten; what crosses from one to the next is not seen.",
         table(("architecture", "graphs", "reason"), list(broken(coverage))),
+        *_recurrences(coverage),
     ]
     return page(*parts, *_dynamo(coverage))
+
+
+def _recurrences(coverage: Coverage) -> list[str]:
+    """What architectures keep instead of keys and values, and the convolutions before it."""
+    columns = (*(k.name for k in all_kinds()), short_conv.name)
+    found = [(r.name, [r.counts.get(c, 0) for c in columns]) for r in coverage.records.values()]
+    rows = [(f"`{name}`", *(str(n) if n else "" for n in counts)) for name, counts in found if any(counts)]
+    words = "Layers that keep a state of a fixed size, by what they compute for one token; they have their name in the report, and stay as they are."
+    return ["## Recurrences", words, table(("architecture", *(f"`{c}`" for c in columns)), rows)]
 
 
 def _family(coverage: Coverage, family: str, title: str) -> tuple[str, ...]:
