@@ -15,7 +15,7 @@ if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("no GPU; test_in_interpreter.py runs this file in the interpreter", allow_module_level=True)
 
 from kernel_cases import DTYPES  # noqa: E402
-from moe_cases import LAYOUTS, OP, SETTINGS, SIZES, Size, laid_out  # noqa: E402
+from moe_cases import LAYOUTS, OP, SETTINGS, SIZES, Size, far_values, laid_out  # noqa: E402
 from moe_cases import check as judge  # noqa: E402
 from moe_cases import made as on_cpu  # noqa: E402
 from test_triton_numbers import callable_here, poisoned  # noqa: E402, F401
@@ -30,7 +30,11 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 
 def made(size: Size, dtype: torch.dtype, setting: str = "silu", scale: float = 1.0) -> dict[str, Any]:
-    return {n: a.to(DEVICE) if isinstance(a, Tensor) else a for n, a in on_cpu(size, dtype, setting, scale).items()}
+    return on_device(on_cpu(size, dtype, setting, scale))
+
+
+def on_device(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: a.to(DEVICE) if isinstance(a, Tensor) else a for n, a in given.items()}
 
 
 def check(given: Mapping[str, Any]) -> Tensor:
@@ -76,8 +80,23 @@ def test_every_tile(config: Config) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout(layout: str) -> None:
     for dtype, setting in ((torch.float32, "biases"), (torch.bfloat16, "biases, interleaved")):
-        laid = laid_out(on_cpu(UNEVEN, dtype, setting), layout)
-        check({n: a.to(DEVICE) if isinstance(a, Tensor) else a for n, a in laid.items()})
+        check(laid_out(made(UNEVEN, dtype, setting), layout))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("setting", ["biases", "biases, interleaved", "no gate, biases", "weights first", "weights in float32", "clamped after"])
+def test_it_rounds_where_the_reference_rounds(setting: str, dtype: torch.dtype) -> None:
+    """Sums of whole numbers are exact in any order, and so is one product alone: what is left are the roundings, and the results are equal."""
+    given = made(UNEVEN, dtype, setting) | {"activation": "relu2"}
+    for name in ("x", "gate_up"):
+        given[name] = torch.randint(-15, 16, given[name].shape).to(given[name])
+    given["gate_up"] /= 256
+    given["down"] = torch.randint(1, 16, given["down"].shape).to(given["down"])
+    given["down"][:, torch.arange(80)[:, None] % 48 != torch.arange(48)] = 0
+    got = KERNEL(**given)
+    assert torch.equal(got, OP.reference(**given))
+    wide = OP.reference(**{n: a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for n, a in given.items()})
+    assert (got != wide.to(dtype)).float().mean() > 0.05, "roundings in between change nothing here"
 
 
 @pytest.mark.parametrize(("tokens", "router", "experts"), [("fp32", "fp32", "bf16"), ("bf16", "fp16", "fp32"), ("fp16", "bf16", "bf16")])
@@ -91,12 +110,7 @@ def test_unlike_dtypes(tokens: str, router: str, experts: str, first: int) -> No
 @every_dtype
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "gelu_new", "relu2", "swish"])
 def test_far_values_and_nan(activation: str, dtype: torch.dtype) -> None:
-    """One channel each, so that what the activation is given is chosen: far values, infinities, NaN."""
-    values = torch.tensor([-1e30, -1000.0, -90.0, -20.0, -0.0, 0.0, 1e-30, 0.3, 20.0, 90.0, 1000.0, -torch.inf, torch.nan, torch.inf]).to(dtype)
-    values = values[:-1] if activation == "gelu" else values  # of infinity PyTorch's own is NaN on a CPU
-    count, ones = len(values), torch.ones(1, 1, 1, dtype=dtype)
-    given: dict[str, Any] = {"x": values[:, None], "expert_ids": torch.zeros(count, 1, dtype=torch.int64), "expert_weights": torch.ones(count, 1, dtype=dtype)}
-    given = {n: t.to(DEVICE) for n, t in (given | {"gate_up": ones, "down": ones}).items()} | {"activation": activation, "alpha": 1.0}
+    given = on_device(far_values(activation, dtype))
     torch.testing.assert_close(KERNEL(**given), OP.reference(**given), rtol=2e-6 if dtype is torch.float32 else 1e-2, atol=1e-30, equal_nan=True)
 
 

@@ -43,7 +43,7 @@ def up(
     if INTERLEAVED:
         # Neighbouring rows are a gate and what it gates: a product of both, twice as wide, is read as it lies in memory.
         matrices += (2 * start).to(tl.int64) * m_n
-        both, _ = products(x, factor, matrices, 0, 2 * (INNER - start), x_h, m_n, m_k, FULL, False, FACTORED, WIDTH, DEPTH, ROWS, 2 * COLUMNS)
+        both, _ = products(x, factor, matrices, 0, 2 * (INNER - start), x_h, m_n, m_k, FULL, tl.constexpr(False), FACTORED, WIDTH, DEPTH, ROWS, 2 * COLUMNS)
         gate, value = tl.split(tl.reshape(both, [ROWS, COLUMNS, 2]))
         gate = biased(gate, biases, 2 * column, b_n, live, dtype)
         value = biased(value, biases, 2 * column + 1, b_n, live, dtype)
@@ -83,7 +83,8 @@ def down(
     if biases is not None:
         biases += expert.to(tl.int64) * b_e
     rows = inner + here.to(tl.int64) * INNER
-    value, _ = products(rows, None, matrices, 0, WIDTH - start, 1, m_n, m_k, WIDTH % COLUMNS == 0, False, None, INNER, DEPTH, ROWS, COLUMNS)
+    FULL: tl.constexpr = WIDTH % COLUMNS == 0
+    value, _ = products(rows, None, matrices, 0, WIDTH - start, 1, m_n, m_k, FULL, tl.constexpr(False), tl.constexpr(None), INNER, DEPTH, ROWS, COLUMNS)
     value = biased(value, biases, column, b_n, live, matrices.dtype.element_ty)
     pair = tl.load(order + here).to(tl.int32)
     if weights is not None:
