@@ -66,4 +66,5 @@ def config_for(pairs: int, experts: int, size: int, regular: bool) -> Config:
 
 def is_regular(matrix: Tensor) -> bool:
     """Rows or columns lie side by side, and begin at multiples of 16 elements."""
-    return 1 in matrix.stride()[-2:] and all(n == 1 or n % 16 == 0 for n in matrix.stride())
+    begins = (*(n for n in matrix.stride() if n != 1), matrix.storage_offset())
+    return 1 in matrix.stride()[-2:] and all(n % 16 == 0 for n in begins)
