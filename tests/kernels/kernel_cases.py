@@ -13,7 +13,7 @@ from hfgraph.graph.op import Op
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDTHS = (63, 1000, 1, 128, 5120)
 Setting = Mapping[str, Any]
-APART = {"attention"}  # ops whose arguments are not rows of one width: tests of their own
+APART = {"attention", "moe"}  # ops whose arguments are not rows of one width: tests of their own
 
 
 def _norm_settings(dtype: torch.dtype) -> dict[str, Setting]:

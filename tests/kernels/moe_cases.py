@@ -74,6 +74,15 @@ def made(size: Size, dtype: torch.dtype, setting: str = "silu", scale: float = 1
     }
 
 
+def far_values(activation: str, dtype: torch.dtype) -> dict[str, Any]:
+    """One channel each, so that what the activation is given is chosen: far values, infinities, NaN."""
+    values = torch.tensor([-1e30, -1000.0, -90.0, -20.0, -0.0, 0.0, 1e-30, 0.3, 20.0, 90.0, 1000.0, -torch.inf, torch.nan, torch.inf]).to(dtype)
+    values = values[:-1] if activation == "gelu" else values  # PyTorch's own is NaN there on some processors
+    count, ones = len(values), torch.ones(1, 1, 1, dtype=dtype)
+    given = {"x": values[:, None], "expert_ids": torch.zeros(count, 1, dtype=torch.int64), "expert_weights": torch.ones(count, 1, dtype=dtype)}
+    return {**given, "gate_up": ones, "down": ones, "activation": activation, "alpha": 1.0}
+
+
 def _turned(t: Tensor) -> Tensor:
     """The last dim is not the dense one."""
     return t.transpose(-1, -2).contiguous().transpose(-1, -2)
@@ -81,7 +90,7 @@ def _turned(t: Tensor) -> Tensor:
 
 def _within(t: Tensor) -> Tensor:
     """A part of a larger tensor that is NaN around it; the last dim stays dense."""
-    large = torch.full([n + 3 for n in t.shape], torch.nan, dtype=t.dtype) if t.is_floating_point() else torch.full([n + 3 for n in t.shape], 1000).to(t.dtype)
+    large = t.new_full([n + 3 for n in t.shape], torch.nan if t.is_floating_point() else 1000)
     view = large[tuple(slice(2, 2 + n) for n in t.shape)]
     view.copy_(t)
     return view

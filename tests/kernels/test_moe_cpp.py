@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from moe_cases import DTYPES, LAYOUTS, OP, SETTINGS, SIZES, Size, check, laid_out, made
+from moe_cases import DTYPES, LAYOUTS, OP, SETTINGS, SIZES, Size, check, far_values, laid_out, made
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -87,16 +87,8 @@ def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
 @every_dtype
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "gelu_new", "relu2", "swish"])
 def test_far_values_and_nan(activation: str, dtype: torch.dtype) -> None:
-    """One channel each, so that what the activation is given is chosen: far values, infinities, NaN."""
-    values = torch.tensor([-1e30, -1000.0, -90.0, -20.0, -0.0, 0.0, 1e-30, 20.0, 90.0, 1000.0, torch.inf, -torch.inf, torch.nan]).to(dtype)
-    count = len(values)
-    ones = torch.ones(1, 1, 1, dtype=dtype)
-    given = {"x": values[:, None], "expert_ids": torch.zeros(count, 1, dtype=torch.int64), "expert_weights": torch.ones(count, 1, dtype=dtype)}
-    given |= {"gate_up": ones, "down": ones, "activation": activation, "alpha": 1.0}
-    by_row = ("x", "expert_ids", "expert_weights")
-    # One by one: where PyTorch computes the GELU of infinity in AVX512, it makes NaN of it, and elsewhere infinity.
-    want = torch.cat([OP.reference(**{n: v[i : i + 1] if n in by_row else v for n, v in given.items()}) for i in range(count)])
-    torch.testing.assert_close(KERNEL(**given), want, rtol=2e-6 if dtype is torch.float32 else 1e-2, atol=1e-30, equal_nan=True)
+    given = far_values(activation, dtype)
+    torch.testing.assert_close(KERNEL(**given), OP.reference(**given), rtol=2e-6 if dtype is torch.float32 else 1e-2, atol=1e-30, equal_nan=True)
 
 
 # --- what must not be read ----------------------------------------------------------------------------

@@ -45,3 +45,13 @@ def rounded(value, dtype: tl.constexpr):
     if dtype is not None and dtype != tl.float32:
         value = widen(narrow(value, dtype))
     return value
+
+
+@triton.jit
+def operand(value, dtype: tl.constexpr):
+    """A float tensor as a factor of `tl.dot`: in `dtype`; interpreted, the same numbers in float32."""
+    if INTERPRETED:
+        value = rounded(widen(value), dtype)
+    elif value.dtype != dtype:
+        value = narrow(value, dtype)
+    return value

@@ -1,4 +1,4 @@
-"""Leading dims of strided tensors, merged where they step evenly, for kernels that number the rows 0, 1, 2, ..."""
+"""Strides as kernels need them: leading dims merged where they step evenly, for rows numbered 0, 1, 2, ..., and steps that fit 32 bits."""
 
 from __future__ import annotations
 
@@ -49,3 +49,8 @@ def _merge(tensors: tuple[Tensor, ...]) -> list[tuple[int, tuple[int, ...]]]:
         else:
             merged.append((size, steps))
     return merged
+
+
+def small_steps(t: Tensor) -> Tensor:
+    """The same, or a copy: within a block of up to 256 rows or columns kernels count elements in 32 bits."""
+    return t if (t.stride(-1) + t.stride(-2)) * 256 < 2**31 else t.contiguous()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hfgraph.kernels.attention._tile import LOG2E, agreed, operand, sweep, visited
-from hfgraph.kernels.floats import narrow, widen
+from hfgraph.kernels.attention._tile import LOG2E, agreed, sweep, visited
+from hfgraph.kernels.floats import narrow, operand, widen
 
 
 @triton.jit

@@ -12,19 +12,9 @@ import math
 import triton
 import triton.language as tl
 
-from hfgraph.kernels.floats import INTERPRETED, narrow, rounded, widen
+from hfgraph.kernels.floats import operand, rounded, widen
 
 LOG2E = tl.constexpr(math.log2(math.e))
-
-
-@triton.jit
-def operand(value, dtype: tl.constexpr):
-    """A float tensor as a factor of `tl.dot`: in `dtype`; interpreted, the same numbers in float32."""
-    if INTERPRETED:
-        value = rounded(widen(value), dtype)
-    elif value.dtype != dtype:
-        value = narrow(value, dtype)
-    return value
 
 
 @triton.jit

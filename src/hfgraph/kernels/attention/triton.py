@@ -16,6 +16,7 @@ from hfgraph.kernels.attention._decode import gather, partial
 from hfgraph.kernels.attention._flash import flash
 from hfgraph.kernels.attention._launches import launches
 from hfgraph.kernels.launch import Launch
+from hfgraph.kernels.strides import small_steps
 
 AOT: tuple[Launch, ...] = launches()
 LOG2E = math.log2(math.e)
@@ -96,8 +97,8 @@ def _tensors(
     pairs = (*q.shape[:-1], k.shape[-2])
     return {
         "q": queries,
-        "k": _small_steps(_in_four(k)),
-        "v": _small_steps(_in_four(v)),
+        "k": small_steps(_in_four(k)),
+        "v": small_steps(_in_four(v)),
         "mask": None if mask is None else _in_four(mask.view(torch.int8).expand(pairs)),
         "bias": None if bias is None else _in_four(bias.expand(pairs)),
         "segments": None if segments is None else segments.expand(queries.shape[0], k.shape[-2]),
@@ -108,11 +109,6 @@ def _tensors(
 
 def _in_four(t: Tensor) -> Tensor:
     return t.flatten(0, -4) if t.ndim > 4 else t[(None,) * (4 - t.ndim)]
-
-
-def _small_steps(t: Tensor) -> Tensor:
-    """The same, or a copy: within a block of rows the kernels count elements in 32 bits."""
-    return t if (t.stride(-1) + t.stride(-2)) * 256 < 2**31 else t.contiguous()
 
 
 def _launch(tensors: dict[str, Any], sinks: Tensor | None, out: Tensor, numbers: dict[str, Any], constants: dict[str, Any]) -> None:

@@ -14,46 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from hfgraph.kernels.floats import TYPES, narrow, rounded, widen
+from hfgraph.kernels.glu._gate import gate_times_up
 from hfgraph.kernels.launch import Launch
 from hfgraph.kernels.rows import rows_of
 from hfgraph.kernels.strides import Rows
-
-
-@triton.jit
-def _clamped(x, low, high, TYPE: tl.constexpr):
-    """NaN stays; a bound takes part in the dtype of what it bounds."""
-    if low is not None:
-        x = tl.where(x < low, low, x)
-    if high is not None:
-        x = tl.where(x > high, high, x)
-    return rounded(x, TYPE)
-
-
-@triton.jit
-def _activated(x, alpha, ACTIVATION: tl.constexpr, TYPE: tl.constexpr):
-    """The reference's activation of values in float32, rounded where it rounds: once, but for those of several operations."""
-    if ACTIVATION == "silu":
-        y = x / (1.0 + tl.exp(-x))
-    elif ACTIVATION == "gelu":
-        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":
-        # 1 + tanh(u) is 2 / (1 + exp(-2 * u)), which loses nothing where the sum nearly vanishes.
-        y = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * (x * x * x))))
-    elif ACTIVATION == "gelu_new":
-        # pow(3.0) rounds both products in bfloat16, and the last alone in float16.
-        square = x * x if tl.float16 == TYPE else rounded(x * x, TYPE)
-        cube = rounded(square * x, TYPE)
-        inner = rounded(x + rounded(0.044715 * cube, TYPE), TYPE)
-        # 1 + tanh(u) as 2 / (1 + exp(-2 * u)), but tanh alone is rounded first.
-        bent = rounded(2.0 / (1.0 + tl.exp(-2.0 * rounded(0.7978845608028654 * inner, TYPE))) - 1.0, TYPE)
-        y = rounded(0.5 * x, TYPE) * rounded(1.0 + bent, TYPE)
-    elif ACTIVATION == "relu2":
-        y = tl.where(x < 0.0, 0.0, x)
-        y = y * y
-    else:
-        tl.static_assert(ACTIVATION == "swish")
-        y = x * rounded(1.0 / (1.0 + tl.exp(-rounded(x * alpha, TYPE))), TYPE)
-    return rounded(y, TYPE)
 
 
 @triton.jit
@@ -67,12 +31,7 @@ def gated(
     live = (row < rows) & (column < width)
     g = rounded(widen(tl.load(rows_of(gate, row, size1, size2, g0, g1, g2) + column * g_step, mask=live, other=0.0)), GATE)
     u = rounded(widen(tl.load(rows_of(up, row, size1, size2, u0, u1, u2) + column * u_step, mask=live, other=0.0)), UP)
-    a = _activated(_clamped(g, None, gate_max, GATE), alpha, ACTIVATION, GATE)
-    a = _clamped(a, None, act_max, GATE)
-    u = _clamped(u, up_min, up_max, UP)
-    if OFFSET != 0.0:
-        u = rounded(u + OFFSET, UP)
-    y = rounded(a * u, PRODUCT)
+    y = gate_times_up(g, u, alpha, gate_max, act_max, up_min, up_max, ACTIVATION, OFFSET, GATE, UP, PRODUCT)
     tl.store(out + row.to(tl.int64) * width + column, narrow(y, out.dtype.element_ty), mask=live)
 
 

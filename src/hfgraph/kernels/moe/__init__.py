@@ -12,7 +12,7 @@ from hfgraph.graph.inputs import Inputs, Scalar, Switch
 from hfgraph.graph.op import Cost, op
 from hfgraph.graph.values import same_size
 from hfgraph.kernels.glu import ACTIVATIONS, CHOICE, glu
-from hfgraph.kernels.moe.fits import cpp_wins, fits_cpp
+from hfgraph.kernels.moe.fits import cpp_wins, fits_cpp, fits_triton
 from hfgraph.kernels.moe.grouped import grouped_mm
 
 
@@ -94,4 +94,5 @@ def moe(
     return apart.reshape(expert_ids.shape[0], expert_ids.shape[1], down.shape[1]).sum(1).to(x.dtype)
 
 
+moe.impl("triton", device="cuda", load=".triton", when=fits_triton)
 moe.impl("cpp", device="cpu", load=".cpp", when=fits_cpp, auto=cpp_wins, native=True)
