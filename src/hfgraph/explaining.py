@@ -46,6 +46,16 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
 
 def observed(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Options) -> tuple[Any, Report]:
     """What the rewritten model gives for one call, without Inductor, and the report of its graphs with how often the call ran each."""
+    f, report = observing(model, options)
+    before = Counter(counters["graph_break"])
+    with fresh_compilation(), watched() as breaks:
+        out = f(*args, **kwargs)
+    report.counted = gathered(breaks, Counter(counters["graph_break"]) - before)
+    return out, report
+
+
+def observing(model: Callable[..., Any], options: Options) -> tuple[Callable[..., Any], Report]:
+    """The rewritten model without Inductor, and a report that counts, while it is called, how often each graph runs."""
     report = Report(model="" if inspect.isroutine(model) else type(model).__name__)
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
@@ -60,11 +70,7 @@ def observed(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
 
         return counted
 
-    before = Counter(counters["graph_break"])
-    with fresh_compilation(), watched() as breaks:
-        out = torch.compile(model, backend=backend)(*args, **kwargs)
-    report.counted = gathered(breaks, Counter(counters["graph_break"]) - before)
-    return out, report
+    return torch.compile(model, backend=backend), report
 
 
 @contextmanager

@@ -87,6 +87,17 @@ def test_sizes_stay_symbols() -> None:
     assert same(seen.compiled(other), function(other)) and len(seen.graphs) == 1
 
 
+@pytest.mark.parametrize("rounded", [lambda n: round(n), lambda n: round(n, 1)], ids=["whole", "one digit"])
+def test_a_rounded_number_is_legal(rounded: Callable[[float], float]) -> None:
+    """As where the padding of an image is taken off. Rounding is the one builtin that symbols leave in a graph."""
+
+    def function(x: Tensor, height: float) -> Tensor:
+        return x * rounded(x.shape[0] * height / 7)
+
+    f = torch.compile(function, backend="hfgraph", dynamic=True, options={"inductor": False, "strict": True})
+    assert same(f(X, 3.0), function(X, 3.0)) and same(f(X[:2], 3.0), function(X[:2], 3.0))
+
+
 def test_item_of_a_tensor_stays_an_operator() -> None:
     """Only numbers that Dynamo lifted are read while tracing; a value that is computed is not known then."""
 

@@ -136,6 +136,7 @@ def test_misses_with_one_reason_are_one_row() -> None:
         ({"l.norm": 1}, {"l.gate": 1}, {}, {}),  # so does what stands beside it
         ({"l.a": 1, "l.b": 1}, {"l.a": 2}, {"l.b": 1}, {"l.a": 1}),  # where something is expected of its own, no more may be found
         ({"x.l.norm": 2}, {"norm": 1, "l.norm": 1}, {}, {}),  # after graph breaks
+        ({"x.l.norm": 1, "x.k.norm": 1}, {"l": 1, "k.gate": 1}, {}, {}),  # both at once
         ({"x.l.norm": 1}, {"xnorm": 1}, {"x.l.norm": 1}, {"xnorm": 1}),
         ({"": 1}, {"a.b": 1}, {}, {}),  # a function outside of any module
     ],

@@ -28,9 +28,9 @@ def only_functions(gm: GraphModule) -> str | None:
 
 
 def _is_plain(node: Node) -> bool:
-    """Arithmetic on sizes, and switches of modes."""
+    """Arithmetic on sizes, and switches of modes. `round` is the one builtin that a symbolic number leaves in a graph."""
     module = getattr(node.target, "__module__", "") or ""
-    return node.target is operator.getitem or module in ("_operator", "math") or module.split(".")[0] == "torch"
+    return node.target in (operator.getitem, round) or module in ("_operator", "math") or module.split(".")[0] == "torch"
 
 
 def values_known(gm: GraphModule) -> str | None:

@@ -110,6 +110,11 @@ def _compare(record: Record, model: nn.Module, inputs: Mapping[str, Any]) -> Non
         record.error_of_dynamo = farthest(alone, want)
         want = alone
     record.error = farthest(got, want)
+    account(record, expected, report)
+
+
+def account(record: Record, expected: Mapping[str, Counter[str]], report: Report) -> None:
+    """Fill in what was found, and what of the sites that eager mode computes was not, with reasons."""
     record.counts = dict(sorted(report.counts.items()))
     record.graphs = sum(g.calls for g in report.graphs)
     record.breaks = sorted({b.reason.splitlines()[0] for b in report.breaks})
@@ -165,11 +170,12 @@ def _tail(path: str, site: str) -> bool:
 
 
 def _nested(path: str, site: str) -> bool:
-    return path.startswith(f"{site}.") or site.startswith(f"{path}.") or not path
+    return f".{site}." in f".{path}" or site.startswith(f"{path}.") or not path
 
 
 def _beside(path: str, site: str) -> bool:
-    return path.rpartition(".")[0] == site.rpartition(".")[0]
+    around, around_site = path.rpartition(".")[0], site.rpartition(".")[0]
+    return around == around_site or (around_site != "" and around.endswith(f".{around_site}"))
 
 
 def _reason(kind: str, module: str, report: Report) -> str:
