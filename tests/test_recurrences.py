@@ -112,6 +112,40 @@ def test_where_much_is_joined_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) 
     assert named(mixed, torch.rand(2, TOKENS, 7), torch.rand(2, TOKENS, 7), [torch.rand(7) for _ in range(15)]) == []
 
 
+def test_single_numbers_are_no_states_and_no_sequences() -> None:
+    """A counter that is written, a sum of one number, and a length that is not known."""
+
+    def counted(count: Tensor, x: Tensor) -> Tensor:
+        count.copy_(count * 0.5 + x.sum().cumsum(0))
+        return x.cumsum(-1).reshape(x.shape[0], -1, 2) * count
+
+    torch._dynamo.reset()
+    f = torch.compile(counted, backend="hfgraph", options=PLAIN, dynamic=True)
+    for i, shape in enumerate(((2, 6), (3, 8))):
+        mine, eager, x = torch.ones(()), torch.ones(()), torch.rand(shape)
+        with torch._dynamo.config.patch(error_on_recompile=bool(i)):
+            torch.testing.assert_close(f(mine, x), counted(eager, x))
+        torch.testing.assert_close(mine, eager)
+
+
+def test_a_symbolic_batch_stays_one() -> None:
+    """In chunks, with a cut of known length: looking for recurrences asks nothing of the batch."""
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule as chunked
+
+    form = FORMS["gated_delta_rule-0"][1]
+    given = inputs(form)
+    for t in given.values():
+        torch._dynamo.mark_dynamic(t, 0)
+    torch._dynamo.reset()
+    function = lambda g: chunked(g["q"], g["k"], g["v"], g["decay"], g["beta"])[0]  # noqa: E731
+    f = torch.compile(function, backend="hfgraph", options=PLAIN)
+    torch.testing.assert_close(f(given), function(given), atol=1e-6, rtol=1e-6)
+    assert hfgraph.last_report().counts == {"gated_delta_rule": 1}
+    more = {n: torch.cat([t, t, t]) for n, t in given.items()}
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(f(more), function(more), atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("tokens", [5, 70, 128], ids=["one chunk", "places left over", "whole chunks"])
 def test_the_delta_rule_in_chunks(tokens: int) -> None:
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule as chunked

@@ -22,7 +22,9 @@ def recognise(node: Node, view: View) -> Found | Refusal | None:
     given = arguments(node)
     x, weight = val(given["input"]), val(given["weight"])
     channels, _, taps = weight.shape
-    if x.ndim != 3 or not isinstance(taps, int) or not 1 < taps <= _MOST_TAPS or given["groups"] != channels or not same_size(x.shape[1], channels):
+    if x.ndim != 3 or not isinstance(taps, int) or not 1 < taps <= _MOST_TAPS:
+        return None
+    if not isinstance(channels, int) or given["groups"] != channels or not same_size(x.shape[1], channels):
         return None
     if any(s != 1 for s in (*given["stride"], *given["dilation"])) or not x.is_floating_point():
         return None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from hfgraph.graph.values import arguments, val
+from hfgraph.graph.values import arguments, same_size, val
 
 aten = torch.ops.aten
 _PADS = frozenset({aten.pad.default, aten.constant_pad_nd.default})
@@ -79,12 +79,13 @@ def _into_chunks(graph: Graph) -> Iterator[Cut]:
 
 def _chunked(graph: Graph) -> Iterator[tuple[Node, int, int]]:
     """Reshapes that lay a dim out as two, the dim, and its size, if sums run along the second of them somewhere in the graph."""
-    summed = {val(n).shape[n.args[1]] for n in graph.find_nodes(op="call_function", target=aten.cumsum.default) if val(n).is_floating_point()}  # type: ignore[index]
+    sums = [n for n in graph.find_nodes(op="call_function", target=aten.cumsum.default) if val(n).is_floating_point() and val(n).ndim]
+    summed = {size for n in sums if isinstance(size := val(n).shape[n.args[1]], int)}  # type: ignore[index]
     for node in graph.find_nodes(op="call_function", target=aten.reshape.default) if summed else ():
-        before, after = list(val(node.args[0]).shape), list(val(node).shape)
-        for dim, size in enumerate(before):
-            same = len(after) == len(before) + 1 and after[:dim] == before[:dim] and after[dim + 2 :] == before[dim + 1 :]
-            if same and isinstance(size, int) and after[dim + 1] in summed:
+        before, after = val(node.args[0]).shape, val(node).shape
+        for dim, size in enumerate(before if len(after) == len(before) + 1 else ()):
+            chunk, others = after[dim + 1], zip((*before[:dim], *before[dim + 1 :]), (*after[:dim], *after[dim + 2 :]), strict=True)
+            if isinstance(size, int) and isinstance(chunk, int) and chunk in summed and all(same_size(a, b) for a, b in others):
                 yield node, dim, size
                 break
 

@@ -66,7 +66,7 @@ def name_recurrences(graph: Graph) -> list[Event]:
 
 def recognise(region: Region) -> list[Named]:
     """What a region computes that has a name: one recurrence, or several whose results it joins."""
-    sizes = next(iter(trials(region.nodes, ())), None)
+    sizes = next(iter(trials((*region.begin, *region.nodes), ())), None)
     if sizes is None or len(region.begin) > _MANY:
         return []
     played = _Played(region, Player(region, sizes).values)

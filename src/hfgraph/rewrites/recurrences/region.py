@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from hfgraph.graph.evaluate import data
-from hfgraph.graph.values import val, written_nodes
+from hfgraph.graph.values import same_size, val, written_nodes
 from hfgraph.rewrites.recurrences.cuts import Cut
 
 aten = torch.ops.aten
@@ -91,7 +91,7 @@ def steps(graph: Graph) -> Iterator[Region]:
     known: dict[Node, frozenset[Node]] = {}
     for write in graph.find_nodes(op="call_function", target=aten.copy_.default):
         state = write.args[0]
-        if isinstance(state, Node) and state.op == "placeholder" and val(state).is_floating_point():
+        if isinstance(state, Node) and state.op == "placeholder" and val(state).is_floating_point() and val(state).ndim > 1:
             yield _around(graph, state, known)
 
 
@@ -114,7 +114,7 @@ def _around(graph: Graph, state: Node, known: dict[Node, frozenset[Node]]) -> Re
 def _views(node: Node, batch: Any) -> Iterator[Node]:
     """A value, and what it shows with more or fewer dims of one place, which a model may do for each use anew, or with the batch among the heads."""
     yield node
-    while node.target in (aten.unsqueeze.default, aten.squeeze.dim) or (node.target is aten.reshape.default and val(node).shape[0] != batch):
+    while node.target in (aten.unsqueeze.default, aten.squeeze.dim) or (node.target is aten.reshape.default and not same_size(val(node).shape[0], batch)):
         assert isinstance(node.args[0], Node)
         node = node.args[0]
         yield node
