@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from zoo_cases import CAUSAL, PATIENT, SEED, sample
 
 import hfgraph
 from hfgraph import zoo
+from hfgraph.rewrites.recurrences.naming import all_kinds
 from hfgraph.zoo.expected import KINDS, run
 from hfgraph.zoo.record import farthest, found_sites, match
 
@@ -21,18 +23,28 @@ PLAIN = {"inductor": False, "strict": True, "merge_always": True}
 UNLIMITED = torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=10_000)
 # Models in which other sites are found than in float32 with sizes as traced, and why. Their logits must be eager's all the same.
 OTHERWISE = {
-    "bfloat16": {"flint": "its values and weights stay float32 there, which the op does not take beside bfloat16 queries"},
-    "dynamic": {"xlm": "its mask is expanded like the scores, whose sizes are not known then"},
+    "bfloat16": {
+        "beam": "its experts' gates are computed in float32, its norms of queries and keys end in bfloat16",
+        "flint": "its values and weights stay float32 there, which the op does not take beside bfloat16 queries",
+        "gpt_neo": "its queries and keys are made float32, its values are not, and the op takes one dtype",
+        "lfm3": "its norms of queries and keys end in bfloat16",
+        **dict.fromkeys(("falcon_mamba", "mamba", "mamba2", "zaya"), "its residual stays float32, and begins with a cast"),
+    },
+    "dynamic": {
+        "deepseek_v4": "how many compressed keys it has, and so how many are rotated, is a symbol",
+        "xlm": "its mask is expanded like the scores, whose sizes are not known then",
+    },
 }
 
 
-def check_sites(name: str, expected: dict[str, Any]) -> None:
-    """Every graph was rewritten; where there is one, what is found is what the table says, and nothing else is missed."""
+def check_sites(name: str, expected: dict[str, Any], unnamed: Collection[str] = ()) -> None:
+    """Every graph was rewritten; where there is one, what is found is what the table says, and nothing else is missed. `unnamed` may be missing."""
     report, known = hfgraph.last_report(), TABLE.records[name]
     assert not [g.unrewritten for g in report.graphs if g.unrewritten]
     if known.graphs > 1:
         return
-    assert dict(sorted(report.counts.items())) == known.counts
+    left = {n: count for n, count in known.counts.items() if n in report.counts or n not in unnamed}
+    assert dict(sorted(report.counts.items())) == left
     told = {(m.kind, m.module) for m in known.missed}
     missed = {(kind, module) for kind in KINDS for module in match(expected[kind], found_sites(kind, report))[0]}
     assert missed <= told, f"{name} computes, and hfgraph does not find: {sorted(missed - told)}"
@@ -42,7 +54,7 @@ def check_sites(name: str, expected: dict[str, Any]) -> None:
 @UNLIMITED
 @torch.no_grad()
 def test_bfloat16(name: str) -> None:
-    """Bit-equal to eager, or no further from float64 than eager is, in the mean: one logit may be by chance. And the same sites as in float32."""
+    """Bit-equal to eager, or no further from float64 than eager is, for most tokens. And the same sites as in float32."""
     model, inputs = zoo.build(name, SEED).bfloat16(), cast(zoo.inputs(name, 2, 13, SEED), torch.bfloat16)
     want, expected = run(model, inputs)
     got = zoo.logits(torch.compile(model, backend="hfgraph", options=PLAIN)(**inputs))
@@ -55,8 +67,8 @@ def test_bfloat16(name: str) -> None:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Root mean square."""
-    return float((a.double() - b.double()).square().mean().sqrt())
+    """Root mean square of a token's logits, for the token in the middle: of two experts that are as good a router may choose the other."""
+    return float((a.double() - b.double()).square().mean(-1).sqrt().median())
 
 
 def judged(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -81,7 +93,7 @@ def test_dynamic(name: str) -> None:
     f = torch.compile(model, backend="hfgraph", options=PLAIN, dynamic=True)
     torch.testing.assert_close(zoo.logits(f(**inputs)), want, atol=1e-5, rtol=0)
     if name not in OTHERWISE["dynamic"]:
-        check_sites(name, expected)
+        check_sites(name, expected, unnamed=[k.name for k in all_kinds()])  # of symbolic length
     other = zoo.inputs(name, 3, 9, SEED)
     torch.testing.assert_close(zoo.logits(f(**other)), zoo.logits(model(**other)), atol=1e-5, rtol=0)
 
