@@ -37,7 +37,7 @@ def unrolled(kind: Recurrence, form: Form) -> Callable[..., Tensor]:
     """The recurrence as a loop over tokens."""
 
     def loop(given: Mapping[str, Tensor]) -> Tensor:
-        return kind.run(form, given, SIZES, None)[0]
+        return kind.run(form, given, SIZES, None)
 
     return loop
 
@@ -173,8 +173,36 @@ def test_many_heads_are_played_with_few() -> None:
     kind, form = FORMS["mamba2-0"]
     given = {n: t.repeat(1, 1, 16, *[1] * (t.ndim - 3)) for n, t in inputs(form).items()}
     sizes = {**SIZES, "H": 48}
-    found = named(lambda g: kind.run(form, g, sizes, None)[0], given)
+    found = named(lambda g: kind.run(form, g, sizes, None), given)
     assert found == [("mamba2", "state of 48 x 5 x 2 per sequence; left as the model computes it")]
+
+
+def _one_token(state: Tensor, decay: Tensor, x: Tensor, c: Tensor) -> Tensor:
+    new = state * decay.exp() + x
+    state.copy_(new)
+    return (new * c[:, :, None]).sum(-1)
+
+
+def _outer(state: Tensor, decay: Tensor, x: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The decay spread over the state before anything is computed of it, as for kernels."""
+    return _one_token(state, decay[:, :, None, None].expand(state.shape), x[..., None] * b[:, :, None], c)
+
+
+@pytest.mark.parametrize(("function", "shapes", "names"), [
+    (_outer, ((3,), (3, 5), (3, 4), (3, 4)), ["mamba2"]),
+    (_one_token, ((3, 5, 4), (3, 5, 4), (3, 4)), []),  # a decay for each entry
+    (_one_token, ((3, 1, 1), (3, 5, 4), (3, 4)), []),  # no outer product is added
+], ids=["one decay per head", "a decay per entry", "anything added"])  # fmt: skip
+def test_one_token_and_a_state(function: Callable[..., Tensor], shapes: tuple[tuple[int, ...], ...], names: list[str]) -> None:
+    """What makes a name is how the values are made, not how they are laid out: all of these have the same shapes in the sum."""
+    given = [torch.rand(2, *shape) * -0.3 for shape in shapes]
+    torch._dynamo.reset()
+    mine, eager = torch.rand(2, 3, 5, 4), torch.rand(2, 3, 5, 4)
+    eager.copy_(mine)
+    torch.testing.assert_close(torch.compile(function, backend="hfgraph", options=PLAIN)(mine, *given), function(eager, *given))
+    torch.testing.assert_close(mine, eager)
+    kinds = {k.name for k in all_kinds()}
+    assert [s.rule for s in hfgraph.last_report().sites if s.rule in kinds] == names
 
 
 # Models, and what they keep of the past.

@@ -55,7 +55,10 @@ def _recurrences(coverage: Coverage) -> list[str]:
     columns = (*(k.name for k in all_kinds()), short_conv.name)
     found = [(r.name, [r.counts.get(c, 0) for c in columns]) for r in coverage.records.values()]
     rows = [(f"`{name}`", *(str(n) if n else "" for n in counts)) for name, counts in found if any(counts)]
-    words = "Layers that keep a state of a fixed size, by what they compute for one token; they have their name in the report, and stay as they are."
+    words = (
+        "Layers that keep a state of a fixed size, by what they compute for one token: they have their name in the report, and stay as they are. "
+        "Convolutions before them are an op."
+    )
     return ["## Recurrences", words, table(("architecture", *(f"`{c}`" for c in columns)), rows)]
 
 

@@ -77,10 +77,15 @@ def made(size: Size, dtype: torch.dtype, setting: str = "silu", scale: float = 1
 def far_values(activation: str, dtype: torch.dtype) -> dict[str, Any]:
     """One channel each, so that what the activation is given is chosen: far values, infinities, NaN."""
     values = torch.tensor([-1e30, -1000.0, -90.0, -20.0, -0.0, 0.0, 1e-30, 0.3, 20.0, 90.0, 1000.0, -torch.inf, torch.nan, torch.inf]).to(dtype)
-    values = values[:-1] if activation == "gelu" else values  # PyTorch's own is NaN there on some processors
     count, ones = len(values), torch.ones(1, 1, 1, dtype=dtype)
     given = {"x": values[:, None], "expert_ids": torch.zeros(count, 1, dtype=torch.int64), "expert_weights": torch.ones(count, 1, dtype=dtype)}
     return {**given, "gate_up": ones, "down": ones, "activation": activation, "alpha": 1.0}
+
+
+def one_by_one(given: Mapping[str, Any]) -> Tensor:
+    """The reference of each token by itself: where PyTorch computes the GELU of infinity for many at once, in AVX512, it makes NaN of it."""
+    by_row = ("x", "expert_ids", "expert_weights")
+    return torch.cat([OP.reference(**{n: v[i : i + 1] if n in by_row else v for n, v in given.items()}) for i in range(len(given["x"]))])
 
 
 def _turned(t: Tensor) -> Tensor:
@@ -122,3 +127,29 @@ def check(got: Tensor, given: Mapping[str, Any]) -> None:
     slack = exact.abs().max() * (5e-7 if got.dtype is torch.float32 else 2e-3)
     assert errors.max() <= 4 * usual.max() + slack, f"error to float64 {errors.max():.3g}, the reference's {usual.max():.3g}"
     assert errors.mean() <= 1.25 * usual.mean() + slack / 8, f"mean error to float64 {errors.mean():.3g}, the reference's {usual.mean():.3g}"
+
+
+# Changes to the arguments for "decode" in float32 that no kernel takes.
+REFUSED: dict[str, dict[str, Any]] = {
+    "double precision": dict.fromkeys(("x", "gate_up", "down"), torch.float64),
+    "unlike experts": {"down": torch.bfloat16},
+    "router weights in double precision": {"expert_weights": torch.float64},
+    "a bias in another dtype": {"down_bias": torch.zeros(8, 64, dtype=torch.bfloat16)},
+    "a bias down of another size": {"down_bias": torch.zeros(8, 63)},
+    "a bias up of another size": {"gate_up_bias": torch.zeros(8, 191)},
+    "ids in int16": {"expert_ids": torch.int16},
+    "no dim of choices": {"expert_ids": torch.zeros(1, dtype=torch.int64), "expert_weights": torch.zeros(1)},
+    "more ids than weights": {"expert_ids": torch.zeros(1, 3, dtype=torch.int64)},
+    "another width": {"down": torch.zeros(8, 63, 96)},
+    "a strange number of rows": {"gate_up": torch.zeros(8, 97, 64)},
+    "fewer experts down": {"down": torch.zeros(7, 64, 96)},
+    "an unknown activation": {"activation": "mish"},
+}
+
+
+def refuses(accepts: Callable[..., bool], change: Mapping[str, Any]) -> bool:
+    """Whether a kernel that takes the arguments does not take them changed; a dtype changes that of a tensor."""
+    given = made(SIZES["decode"], torch.float32)
+    assert accepts(**given)
+    changed = {n: given[n].to(v) if isinstance(v, torch.dtype) else v for n, v in change.items()}
+    return not accepts(**given | changed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from moe_cases import OP, SETTINGS, SIZES, Size, laid_out, made
+from moe_cases import OP, REFUSED, SETTINGS, SIZES, Size, laid_out, made, refuses
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -126,29 +126,10 @@ def test_the_tile_follows_from_what_the_host_knows(tokens: int, layout: str | No
 
 # --- what it takes ------------------------------------------------------------------------------------
 
-REFUSED: dict[str, dict[str, Any]] = {
-    "double precision": dict.fromkeys(("x", "gate_up", "down"), torch.float64),
-    "unlike experts": {"down": torch.bfloat16},
-    "router weights in double precision": {"expert_weights": torch.float64},
-    "a bias in another dtype": {"down_bias": torch.zeros(8, 64, dtype=torch.bfloat16)},
-    "a bias of another size": {"gate_up_bias": torch.zeros(8, 191)},
-    "ids in int16": {"expert_ids": torch.int16},
-    "no dim of choices": {"expert_ids": torch.zeros(1, dtype=torch.int64), "expert_weights": torch.zeros(1)},
-    "more ids than weights": {"expert_ids": torch.zeros(1, 3, dtype=torch.int64)},
-    "another width": {"down": torch.zeros(8, 63, 96)},
-    "a strange number of rows": {"gate_up": torch.zeros(8, 97, 64)},
-    "fewer experts down": {"down": torch.zeros(7, 64, 96)},
-    "an unknown activation": {"activation": "mish"},
-}
-
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_it_refuses(what: str) -> None:
-    given = made(SIZES["decode"], torch.float32)
-    assert KERNEL.accepts(**given)
-    for name, change in REFUSED[what].items():
-        given[name] = given[name].to(change) if isinstance(change, torch.dtype) else change
-    assert not KERNEL.accepts(**given)
+    assert refuses(KERNEL.accepts, REFUSED[what])
 
 
 def test_the_number_of_tokens_may_be_a_symbol() -> None:

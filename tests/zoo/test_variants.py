@@ -54,7 +54,7 @@ def check_sites(name: str, expected: dict[str, Any], unnamed: Collection[str] = 
 @UNLIMITED
 @torch.no_grad()
 def test_bfloat16(name: str) -> None:
-    """Bit-equal to eager, or no further from float64 than eager is, for most tokens. And the same sites as in float32."""
+    """Bit-equal to eager, or no further from float64 than eager is, in the mean. And the same sites as in float32."""
     model, inputs = zoo.build(name, SEED).bfloat16(), cast(zoo.inputs(name, 2, 13, SEED), torch.bfloat16)
     want, expected = run(model, inputs)
     got = zoo.logits(torch.compile(model, backend="hfgraph", options=PLAIN)(**inputs))
@@ -62,13 +62,15 @@ def test_bfloat16(name: str) -> None:
         check_sites(name, expected)
     if not torch.equal(got, want):
         exact = judged(model, inputs)
-        error, allowed = distance(got, exact), distance(want, exact)
+        aside = int("moe" in TABLE.records[name].counts)
+        error, allowed = distance(got, exact, aside), distance(want, exact, aside)
         assert error <= 1.1 * allowed, f"{name}: {error:.3g} from float64, eager only {allowed:.3g}"
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """Root mean square of a token's logits, for the token in the middle: of two experts that are as good a router may choose the other."""
-    return float((a.double() - b.double()).square().mean(-1).sqrt().median())
+def distance(a: Tensor, b: Tensor, aside: int) -> float:
+    """Root mean square, with so many of the worst tokens left aside: of two experts that are as good a router may choose the other."""
+    tokens = (a.double() - b.double()).square().mean(-1).flatten().sort().values
+    return float(tokens[: len(tokens) - aside].mean().sqrt())
 
 
 def judged(model: nn.Module, inputs: dict[str, Any]) -> Tensor:

@@ -134,7 +134,7 @@ def _run(node: Node, values: Mapping[Node, Any], sizes: Sizes) -> Any:
         raise CannotEvaluate(f"{node.name} is written to")
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else _blank(n, sizes))
     try:
-        return node.target(*_plain(args, sizes), **_plain(kwargs, sizes))  # type: ignore[operator]
+        return node.target(*plain(args, sizes), **plain(kwargs, sizes))  # type: ignore[operator]
     except Exception as e:
         raise CannotEvaluate(f"{node.name} cannot be evaluated ({type(e).__name__})") from e
 
@@ -145,14 +145,14 @@ def _blank(node: Node, sizes: Sizes) -> Any:
     return torch.empty(shape(node, sizes), dtype=value.dtype) if isinstance(value, Tensor) else size(value, sizes)
 
 
-def _plain(value: Any, sizes: Sizes) -> Any:
+def plain(value: Any, sizes: Sizes) -> Any:
     """Numbers in place of symbols, and the CPU in place of any device."""
     if is_symbol(value):
         return size(value, sizes)
     if isinstance(value, torch.device):
         return torch.device("cpu")
     if isinstance(value, list | tuple):
-        return type(value)(_plain(v, sizes) for v in value)
+        return type(value)(plain(v, sizes) for v in value)
     if isinstance(value, dict):
-        return {k: _plain(v, sizes) for k, v in value.items()}
+        return {k: plain(v, sizes) for k, v in value.items()}
     return value

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from functools import cache
+from types import ModuleType
 
 from hfgraph.graph.recogniser import Recogniser
 from hfgraph.graph.rule import Rule
@@ -15,12 +17,14 @@ STAGES = ("recognise", "fuse")
 @cache
 def rules(stage: str) -> tuple[Rule | Recogniser, ...]:
     """The rules of one stage, by name of their files."""
-    package = importlib.import_module(f"{__name__}.{stage}")
-    found = []
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        found.append(module.RULE.named(info.name, stage, module.__file__ or ""))
-    return tuple(found)
+    return tuple(module.RULE.named(name, stage, module.__file__ or "") for name, module in modules(stage))
+
+
+def modules(folder: str) -> Iterator[tuple[str, ModuleType]]:
+    """The modules of a folder below this one, such as "fuse", by their names."""
+    package = importlib.import_module(f"{__name__}.{folder}")
+    for name in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+        yield name, importlib.import_module(f"{package.__name__}.{name}")
 
 
 def all_rules() -> tuple[Rule | Recogniser, ...]:

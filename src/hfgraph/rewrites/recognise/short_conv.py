@@ -32,7 +32,8 @@ def recognise(node: Node, view: View) -> Found | Refusal | None:
     args = {"x": given["input"], "weight": given["weight"], "bias": given["bias"]}
     note = f"state of {channels} x {taps - 1} per sequence"
     if padding == [0]:
-        return Found((node,), short_conv, {**args, "padded": 0}, (node,), note=note)
+        behind = given["input"].target is aten.cat.default and given["input"].args[1:] in ((-1,), (2,))
+        return Found((node,), short_conv, {**args, "padded": 0}, (node,), note=note if behind else f"{taps} places")
     user = next(iter(node.users))
     if padding != [taps - 1] or len(node.users) > 1 or not _takes_the_first(user, x.shape[2]):
         return None  # it looks ahead

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +14,7 @@ from hfgraph.graph.origin import origin
 from hfgraph.graph.rewrite import Event
 from hfgraph.graph.trials import trials
 from hfgraph.graph.values import written_nodes
-from hfgraph.rewrites.recurrences import kinds
+from hfgraph.rewrites import modules
 from hfgraph.rewrites.recurrences.cuts import cuts
 from hfgraph.rewrites.recurrences.playing import Player
 from hfgraph.rewrites.recurrences.recurrence import Form, Recurrence
@@ -32,8 +30,7 @@ _MANY, _MOST_TRIES = 16, 2000
 @cache
 def all_kinds() -> tuple[Recurrence, ...]:
     """Every recurrence that has a name, by the names of their files."""
-    found = sorted(pkgutil.iter_modules(kinds.__path__), key=lambda m: m.name)
-    return tuple(importlib.import_module(f"{kinds.__name__}.{m.name}").KIND.named(m.name) for m in found)
+    return tuple(module.KIND.named(name) for name, module in modules("recurrences.kinds"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +108,7 @@ class _Played:
 
 def _run(kind: Recurrence, form: Form, cast: Cast, state: Tensor | None, tokens: int) -> Tensor:
     inputs = {n: g.value if g.constant else g.value[:, :tokens] for n, g in cast.inputs.items()}
-    return kind.run(form, inputs, cast.sizes, state)[0]
+    return kind.run(form, inputs, cast.sizes, state)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

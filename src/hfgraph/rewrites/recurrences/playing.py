@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map
 
-from hfgraph.graph.evaluate import CannotEvaluate, Sizes, data, shape, size, value_inputs
-from hfgraph.graph.values import is_symbol, val
+from hfgraph.graph.evaluate import CannotEvaluate, Sizes, data, plain, shape, size, value_inputs
+from hfgraph.graph.small import wider
+from hfgraph.graph.values import val
 from hfgraph.rewrites.recurrences.region import Region
+from hfgraph.rewrites.recurrences.spread import same_along
 
 aten = torch.ops.aten
 # Operators whose arguments hold sizes of tensors.
@@ -38,7 +41,8 @@ class Player:
         self._sizes = sizes
         self._fewer = _shrunk(region, sizes)
         generator = torch.Generator().manual_seed(0)
-        self._env: dict[Node, Any] = {n: _random(self._shape(n), generator) for n in region.begin}
+        self._known: dict[Node, frozenset[Node]] = {}
+        self._env: dict[Node, Any] = {n: self._begun(n, generator) for n in region.begin}
         with torch.no_grad(), _disable_current_modes():
             for node in region.nodes:
                 with suppress(CannotEvaluate):
@@ -48,6 +52,11 @@ class Player:
     def _shape(self, node: Node) -> tuple[int, ...]:
         return tuple(self._fewer.get(s, s) for s in shape(node, self._sizes))
 
+    def _begun(self, node: Node, generator: torch.Generator) -> Tensor:
+        """Random numbers, the same along dims along which the model's are."""
+        whole, same = self._shape(node), same_along(node)
+        return _random(tuple(1 if d - len(whole) in same else size for d, size in enumerate(whole)), generator).expand(whole)
+
     def _run(self, node: Node) -> Any:
         if isinstance(val(node), Tensor) and prod(self._shape(node)) > _MOST:
             raise CannotEvaluate(f"{node.name} is too large")
@@ -56,15 +65,18 @@ class Player:
         if node.target in _SIZED:
             args = tuple([self._fewer.get(s, s) if isinstance(s, int) else s for s in a] if isinstance(a, list | tuple) else a for a in args)
         try:
-            result = node.target(*self._plain(args), **self._plain(kwargs))  # type: ignore[operator]
+            result = node.target(*self._filled(args), **self._filled(kwargs))  # type: ignore[operator]
         except Exception as e:
             raise CannotEvaluate(f"{node.name} cannot be evaluated ({type(e).__name__})") from e
         return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result
 
+    def _filled(self, arguments: Any) -> Any:
+        return tree_map(wider, plain(arguments, self._sizes))
+
     def _value(self, node: Node) -> Any:
         """A value of the region, or a constant, which goes with it."""
         if node not in self._env:
-            if node.op != "call_function" or data(node, {}):
+            if node.op != "call_function" or data(node, self._known):
                 raise CannotEvaluate(f"it depends on {node.name}")
             self._env[node] = self._run(node)
         return self._env[node]
@@ -75,20 +87,6 @@ class Player:
         if not isinstance(value, Tensor):
             return size(value, self._sizes)
         return torch.empty(self._shape(node), dtype=torch.float64 if value.is_floating_point() else value.dtype)
-
-    def _plain(self, value: Any) -> Any:
-        """Numbers in place of symbols, the CPU in place of any device, and float64 in place of any float dtype."""
-        if is_symbol(value):
-            return size(value, self._sizes)
-        if isinstance(value, torch.device):
-            return torch.device("cpu")
-        if isinstance(value, torch.dtype):
-            return torch.float64 if value.is_floating_point else value
-        if isinstance(value, list | tuple):
-            return type(value)(self._plain(v) for v in value)
-        if isinstance(value, dict):
-            return {k: self._plain(v) for k, v in value.items()}
-        return value
 
 
 def _random(sizes: tuple[int, ...], generator: torch.Generator) -> Tensor:

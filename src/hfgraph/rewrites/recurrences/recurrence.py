@@ -43,8 +43,8 @@ class Recurrence:
 
     Attributes:
         state: dims of one sequence's state, by letters; of several tensors of the same dims, with their number in front, such as "3 D".
-        start: value that the state begins with, for each of those tensors.
         forms: the ways in which its inputs are given.
+        start: what each of several tensors begins with; one begins with zeros.
     """
 
     state: str
@@ -60,15 +60,15 @@ class Recurrence:
         """The shape of one sequence's state for the sizes of its letters."""
         return tuple(int(letter) if letter.isdigit() else sizes[letter] for letter in self.state.split())
 
-    def run(self, form: Form, inputs: Mapping[str, Tensor], sizes: Mapping[str, int], state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The outputs of all tokens and the last state, token by token.
+    def run(self, form: Form, inputs: Mapping[str, Tensor], sizes: Mapping[str, int], state: Tensor | None) -> Tensor:
+        """The outputs of all tokens, one after the other.
 
         Args:
             inputs: (B, T, ...), and constants without the first two dims.
             state: (B, ...), what the first token finds; None: the start.
 
         Returns:
-            (B, T, ...) and (B, ...).
+            (B, T, ...).
         """
         each = {n: t for n, t in inputs.items() if n not in form.constant}
         fixed = {n: t for n, t in inputs.items() if n in form.constant}
@@ -79,7 +79,7 @@ class Recurrence:
         for t in range(first.shape[1]):
             state, y = form.step(state, **{n: x[:, t] for n, x in each.items()}, **fixed)
             outputs.append(y)
-        return torch.stack(outputs, 1), state
+        return torch.stack(outputs, 1)
 
     def _start(self, like: Tensor, sizes: Mapping[str, int]) -> Tensor:
         own = self.state_shape(sizes)

@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 from hfgraph.graph.evaluate import data
 from hfgraph.graph.values import same_size, val, written_nodes
 from hfgraph.rewrites.recurrences.cuts import Cut
+from hfgraph.rewrites.recurrences.spread import factors
 
 aten = torch.ops.aten
 # Operators at which a value from outside may join: what decays, what a state is read with, the state of before.
@@ -104,11 +105,19 @@ def _around(graph: Graph, state: Node, known: dict[Node, frozenset[Node]]) -> Re
         outside = [i for i in node.all_input_nodes if i not in inside and data(i, known)]
         if not outside or node.target in _JOINED:
             inside.add(node)
-            for other in outside:
-                views = list(_views(other, val(state).shape[0]))
+            for views in (list(v) for other in outside for v in _made_of(other, val(state).shape[0])):
                 inside.update(views[:-1])
                 joined[views[-1]] = None
     return Region((), tuple(joined), tuple(sorted(inside - {state})), state)
+
+
+def _made_of(node: Node, batch: Any) -> Iterator[Iterator[Node]]:
+    """A value with what it shows; of an outer product both factors, the product with the first of them."""
+    found = factors(node)
+    if not found:
+        yield _views(node, batch)
+    for i, factor in enumerate(found):
+        yield (n for n in (*([node] if i == 0 else []), *_views(factor, batch)))
 
 
 def _views(node: Node, batch: Any) -> Iterator[Node]:

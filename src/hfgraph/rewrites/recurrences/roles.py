@@ -13,6 +13,7 @@ from hfgraph.graph.evaluate import Sizes, shape
 from hfgraph.graph.values import val
 from hfgraph.rewrites.recurrences.recurrence import Form, bound
 from hfgraph.rewrites.recurrences.region import Region
+from hfgraph.rewrites.recurrences.spread import same_along
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,11 @@ def given(region: Region, values: Mapping[Node, Tensor], sizes: Sizes) -> list[G
 
 
 def _of_one_token(node: Node, value: Tensor, sizes: Sizes) -> Given:
-    kept = [i for i, size in enumerate(shape(node, sizes)) if i == 0 or size != 1]
-    own = tuple(shape(node, sizes)[i] for i in kept)
-    return Given(node, value.reshape([value.shape[i] for i in kept]).unsqueeze(1), (own[0], 1, *own[1:]), False)
+    """Dims along which it is all the same go."""
+    same, whole = same_along(node), shape(node, sizes)
+    kept = [i for i in range(value.ndim) if i == 0 or i - value.ndim not in same]
+    narrow = value[tuple(slice(None) if i in kept else 0 for i in range(value.ndim))]
+    return Given(node, narrow.unsqueeze(1), (whole[0], 1, *(whole[i] for i in kept[1:])), False)
 
 
 def _by_token(node: Node, values: Mapping[Node, Tensor], sizes: Sizes, dim: int) -> Given:

@@ -12,12 +12,5 @@ def _step(state: Tensor, x: Tensor, decay: Tensor, b: Tensor, c: Tensor) -> tupl
     return state, (state * c.unsqueeze(-2)).sum(-1)
 
 
-def _spread_out(state: Tensor, decay: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    state = state * decay + x
-    return state, (state * c.unsqueeze(-2)).sum(-1)
-
-
 _FORM = Form(_step, {"x": "H P", "decay": "H", "b": "H N", "c": "H N"})
-# One token at a time, models spread the decay and what is added over all of the state first.
-_ENTRIES = Form(_spread_out, {"decay": "H P N", "x": "H P N", "c": "H N"})
-KIND = Recurrence(state="H P N", forms=(_FORM.logged, _FORM, _ENTRIES))
+KIND = Recurrence(state="H P N", forms=(_FORM.logged, _FORM))

@@ -1,4 +1,4 @@
-"""RG-LRU, a linear recurrence with gates (De et al., 2024, arXiv:2402.19427): the state is the output."""
+"""RG-LRU (De et al., 2024, arXiv:2402.19427): the state is the output. What is looked at is the recurrence; its gates may be any."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ def _step(state: Tensor, decay: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return state, state
 
 
-KIND = Recurrence(state="D", forms=(Form(_step, {"decay": "D", "x": "D"}),))
+KIND = Recurrence(state="D", forms=(Form(_step, {"decay": "D", "x": "D"}, note="h = a * h + x, whatever its gates"),))
