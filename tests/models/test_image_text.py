@@ -30,6 +30,24 @@ SPECIAL = ("qwen2_5_vl", "llava_next", "mllama:vlm", "molmo2", "gemma4", "idefic
 SLOW = ("glm5_next", "qwen4_exp:vlm", "step3p7")  # dozens of graphs; only among all
 OTHERS = sorted(set(RECIPES) - set(SPECIAL) - set(SLOW))
 CHOSEN = sorted(RECIPES) if os.environ.get("HFGRAPH_ALL_IMAGES") else sorted({*SPECIAL, *random.Random(f"{SEED} images").sample(OTHERS, 5)})
+# What the masks of all attentions allow, of the tower first, counted by call.
+_PLAIN = {"full": 2, "causal": 2}
+_TWICE = {"full": 4, "causal": 2}  # the tower attends within each image
+_WINDOW = {"full": 2, "sliding window of 8": 1, "causal": 1}
+_BIAS = {"full, bias as a tensor": 2, "causal": 2}  # relative positions in two dims; images in one row
+MASKS: dict[str, dict[str, int]] = {
+    **dict.fromkeys(("deepseek_vl", "internvl", "llava", "llava_next", "ovis2"), _PLAIN),
+    **dict.fromkeys(("glm4v", "minimax_m3_vl", "qwen2_vl", "qwen3_vl"), _TWICE),
+    **dict.fromkeys(("aya_vision", "lfm3_vl"), _WINDOW),
+    **dict.fromkeys(("got_ocr2", "mistral3"), _BIAS),
+    "gemma4": {"full, padding as a tensor": 2, "sliding window of 8": 2, "causal": 1},
+    "idefics2": {"full, padding as a tensor": 5, "sliding window of 8": 2},
+    "lfm2_vl": {"full, padding as a tensor": 3, "causal": 2},
+    "minicpmv4_7": {"full": 16, "causal": 1},
+    "mllama:vlm": {"full, bias as a tensor": 5, "causal": 1},
+    "molmo2": {"full": 2, "full, padding as a tensor": 1, "full, mask as a tensor": 2},
+    "qwen2_5_vl": {"full": 9, "causal": 2},  # within each window
+}
 # A matmul of patches adds in another order than a convolution, and some models amplify that. No more than so much; and without it, within TOLERANCE.
 AMPLIFIED = 5e-5
 pytestmark = [
@@ -48,6 +66,7 @@ def test_two_images(name: str) -> None:
     seen = see(name, model, inputs)
     check(name, model, inputs, seen.got, seen.want)
     assert told(seen.record) == told(KNOWN.records[name])
+    assert name not in MASKS or seen.attends == MASKS[name]
     with one_graph(name):
         got, want = logits(seen.f, others), logits(model, others)
     check(name, model, others, got, want)
