@@ -6,7 +6,6 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
@@ -14,7 +13,7 @@ from torch.fx.node import map_arg
 from hfgraph.errors import KernelRefused
 from hfgraph.graph.op import OPS, Implementation, Op
 from hfgraph.graph.replacing import REPLACES, as_laid_out, stand_in
-from hfgraph.graph.values import evaluated, is_dense, same_places, tensors, val
+from hfgraph.graph.values import evaluated, is_dense, is_trained, same_places, tensors, val
 
 
 def lower(gm: GraphModule, kernels: Mapping[str, str]) -> int:
@@ -27,7 +26,7 @@ def lower(gm: GraphModule, kernels: Mapping[str, str]) -> int:
         KernelRefused: an implementation asked for cannot take a call in this graph.
     """
     ops = {op.target: op for op in OPS.values()}
-    trained = _is_trained(gm)
+    trained = is_trained(gm.graph)  # then the reference, which AOTAutograd differentiates and fuses, is the better choice
     lowered = 0
     for node in gm.graph.nodes:
         op = ops.get(node.target)
@@ -60,13 +59,6 @@ def _put(graph: Graph, op: Op, node: Node, chosen: Implementation) -> None:
             stand_in(made[-1], result)
             for user in users:
                 user.replace_input_with(result, made[-1])
-
-
-def _is_trained(gm: GraphModule) -> bool:
-    """Gradients may be asked for: then the reference, which AOTAutograd differentiates and fuses, is the better choice."""
-    # Values recorded while tracing are detached; Dynamo's are not.
-    inputs = [n.meta.get("example_value", val(n)) for n in gm.graph.nodes if n.op == "placeholder"]
-    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in inputs)
 
 
 def _asked_for(op: Op, node: Node, name: str) -> Implementation | None:

@@ -152,14 +152,22 @@ def _erase(gm: GraphModule, old: Sequence[Node], new: Sequence[Node]) -> None:
 
 
 def _refresh(gm: GraphModule, changed: Iterable[Node]) -> None:
-    """Record anew what follows from other strides, as far as it differs."""
-    stale = set(changed)
-    for node in gm.graph.nodes:
-        if node.op == "call_function" and not stale.isdisjoint(node.all_input_nodes) and node not in stale:
-            value = evaluated(node)
-            if _differs(value, val(node)):
-                node.meta["val"] = value
-                stale.add(node)
+    """Record anew what follows from other strides, as far as it differs; in the autocast regions that it stands in."""
+    stale, entered = set(changed), dict[Node, Any]()
+    try:
+        for node in gm.graph.nodes:
+            if node.target is torch.amp.autocast_mode._enter_autocast:
+                entered[node] = node.target(*node.args)
+            elif node.target is torch.amp.autocast_mode._exit_autocast:
+                node.target(entered.pop(node.args[0]))
+            elif node.op == "call_function" and not stale.isdisjoint(node.all_input_nodes) and node not in stale:
+                value = evaluated(node)
+                if _differs(value, val(node)):
+                    node.meta["val"] = value
+                    stale.add(node)
+    finally:
+        for region in reversed(entered.values()):
+            torch.amp.autocast_mode._exit_autocast(region)
 
 
 def _differs(new: Any, old: Any) -> bool:

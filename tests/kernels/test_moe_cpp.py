@@ -166,14 +166,31 @@ def test_it_refuses(what: str) -> None:
 
 
 def test_what_only_the_run_knows_is_checked() -> None:
-    given = made(SIZES["odd"], torch.float32)
+    given = made(SIZES["odd"], torch.float32, "biases")
     for bad, words in ((7, "expert 7 is chosen, and there are 7"), (-1, "expert -1 is chosen")):
-        ids = given["expert_ids"].clone()
-        ids[1, 1] = bad
         with pytest.raises(RuntimeError, match=words):
-            KERNEL(**{**given, "expert_ids": ids})
+            KERNEL(**with_id(given, bad))
     with pytest.raises(RuntimeError, match="there are 4 tokens, choices of 5"):
         KERNEL(**{**given, "x": given["x"][:4]})
+
+
+@every_dtype
+@pytest.mark.parametrize("size", ("odd", "bulk"))
+def test_an_id_past_the_last_stands_for_no_expert(size: str, dtype: torch.dtype) -> None:
+    """As where a model keeps part of its experts, and the router chose another: nothing is added for it."""
+    given = made(SIZES[size], dtype)
+    experts, asked = SIZES[size].experts, with_id(given, SIZES[size].experts + 3)
+    weights = given["expert_weights"].clone()
+    weights[1, 1] = 0
+    want = OP.reference(**given | {"expert_weights": weights})
+    for got in (KERNEL(**asked), KERNEL(**with_id(given, experts)), OP.reference(**asked)):
+        torch.testing.assert_close(got, want, atol=1e-5 if dtype is torch.float32 else 2e-2, rtol=1e-2)
+
+
+def with_id(given: dict[str, Any], expert: int) -> dict[str, Any]:
+    ids = given["expert_ids"].clone()
+    ids[1, 1] = expert
+    return {**given, "expert_ids": ids}
 
 
 # --- in a graph ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from torch.utils._python_dispatch import _disable_current_modes
 
 from hfgraph.graph.alias import varies
-from hfgraph.graph.values import is_symbol, val
+from hfgraph.graph.values import is_random, is_symbol, val
 
 aten = torch.ops.aten
 Sizes = Mapping[sympy.Symbol, int]
@@ -49,7 +49,8 @@ def _is_size(node: Node) -> bool:
 
 
 def data(node: Node, known: dict[Node, frozenset[Node]]) -> frozenset[Node]:
-    """The graph inputs and constants that a node's values depend on, and tensors that are written to; sizes are none. `known` remembers answers."""
+    """The graph inputs and constants that a node's values depend on, tensors that are written to, and random numbers; sizes are none. `known` remembers
+    answers."""
     stack = [node]
     while stack:
         current = stack[-1]
@@ -62,7 +63,7 @@ def data(node: Node, known: dict[Node, frozenset[Node]]) -> frozenset[Node]:
             stack.extend(waiting)
             continue
         given = current.op in ("placeholder", "get_attr") and isinstance(val(current), Tensor)
-        own = frozenset([current]) if given or varies(current) else frozenset()
+        own = frozenset([current]) if given or varies(current) or is_random(current.target) else frozenset()
         known[current] = own.union(*(known[n] for n in inputs))
         stack.pop()
     return known[node]
@@ -132,6 +133,8 @@ def _run(node: Node, values: Mapping[Node, Any], sizes: Sizes) -> Any:
         raise CannotEvaluate(f"it depends on the input {node.name}")
     if varies(node):
         raise CannotEvaluate(f"{node.name} is written to")
+    if is_random(node.target):
+        raise CannotEvaluate(f"{node.name} is random")
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else _blank(n, sizes))
     try:
         return node.target(*plain(args, sizes), **plain(kwargs, sizes))  # type: ignore[operator]

@@ -166,3 +166,10 @@ def regions(graph: Graph) -> dict[Node, tuple[Any, ...]]:
             continue
         current = (grad, *stack)
     return found
+
+
+def is_trained(graph: Graph) -> bool:
+    """Gradients may be asked for."""
+    # Values recorded while tracing are detached; Dynamo's are not.
+    inputs = [n.meta.get("example_value", val(n)) for n in graph.nodes if n.op == "placeholder"]
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in inputs)

@@ -91,10 +91,14 @@ def attention(
     return _fused(q, k, v, None if bias is None else bias.to(q.dtype), is_causal(q, k, left, right, chunk, offset), scale)
 
 
+# From this score on fused operators take a masked key for one that counts; lower ones swallow every score beside them all the same.
+SPELLED = -1e30
+
+
 def is_spelled(sinks: Tensor | None, softcap: float, masked: float | None) -> bool:
     """No fused attention computes it: the reference writes the softmax out. That of float16 is not low enough to swallow a
     score that is added in float32."""
-    return sinks is not None or bool(softcap) or (masked is not None and not float("-inf") < masked < -1e30)
+    return sinks is not None or bool(softcap) or (masked is not None and not float("-inf") < masked < SPELLED)
 
 
 def needs_table(

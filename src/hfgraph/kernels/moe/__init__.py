@@ -63,7 +63,7 @@ def moe(
 
     Args:
         x: (T, H).
-        expert_ids: (T, K), whole numbers below E; an expert may be named twice.
+        expert_ids: (T, K), whole numbers; an expert may be named twice. Where there are no biases, E and more stand for no expert.
         expert_weights: (T, K); weighted results are added up in the wider of its dtype and the experts'.
         gate_up: (E, 2I, H), gates and what they gate, in any layout; (E, I, H) where there is no gate.
         down: (E, H, I), in any layout.

@@ -34,13 +34,13 @@ struct Call {
   int64_t pairs() const { return tokens * choices; }
 };
 
-// Pairs sorted by expert: rows start[e] to start[e + 1] are those of expert e, in the order of tokens.
+// Pairs sorted by expert: rows start[e] to start[e + 1] are those of expert e, in the order of tokens. Those of no expert come last.
 struct Order {
   std::vector<int64_t> start, pair, row;  // pair of a row, row of a pair
 
-  Order(const std::vector<int64_t>& ids, int64_t experts) : start(experts + 1, 0), pair(ids.size()), row(ids.size()) {
+  Order(const std::vector<int64_t>& ids, int64_t experts) : start(experts + 2, 0), pair(ids.size()), row(ids.size()) {
     for (const int64_t e : ids) start[e + 1]++;
-    for (int64_t e = 0; e < experts; e++) start[e + 1] += start[e];
+    for (int64_t e = 0; e <= experts; e++) start[e + 1] += start[e];
     std::vector<int64_t> next(start.begin(), start.end() - 1);
     for (size_t p = 0; p < ids.size(); p++) {
       row[p] = next[ids[p]]++;

@@ -50,7 +50,8 @@ moe::Weights<T> weights(const Tensor& matrices, const Maybe& bias) {
           bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr, bias ? bias->stride(0) : 0};
 }
 
-std::vector<int64_t> chosen(const Tensor& ids, int64_t experts) {
+// An id past the last expert stands for none, as where experts are on other ranks; with biases there would have to be one for it.
+std::vector<int64_t> chosen(const Tensor& ids, int64_t experts, bool biased) {
   std::vector<int64_t> found;
   found.reserve(ids.numel());
   for (int64_t t = 0; t < ids.size(0); t++)
@@ -58,8 +59,8 @@ std::vector<int64_t> chosen(const Tensor& ids, int64_t experts) {
       const int64_t at = t * ids.stride(0) + k * ids.stride(1);
       const void* from = ids.const_data_ptr();
       const int64_t e = ids.scalar_type() == ScalarType::Int ? static_cast<const int32_t*>(from)[at] : static_cast<const int64_t*>(from)[at];
-      STD_TORCH_CHECK(e >= 0 && e < experts, "expert ", e, " is chosen, and there are ", experts);
-      found.push_back(e);
+      STD_TORCH_CHECK(e >= 0 && (e < experts || !biased), "expert ", e, " is chosen, and there are ", experts);
+      found.push_back(std::min(e, experts));
     }
   return found;
 }
@@ -106,16 +107,19 @@ Tensor mix(const Tensor& x, const Tensor& ids, const Tensor& router, const Tenso
   if (out.numel() == 0) return out;
   const bool narrow = router.scalar_type() == x.scalar_type();
   const moe::Call<T> c{x.size(0), ids.size(1), gate_up.size(0), x.size(1), down.size(2), static_cast<const T*>(x.const_data_ptr()), x.stride(0),
-                       chosen(ids, gate_up.size(0)), narrow ? routed<T>(router) : routed<float>(router), narrow, weights_first,
+                       chosen(ids, gate_up.size(0), gate_up_bias || down_bias), narrow ? routed<T>(router) : routed<float>(router), narrow, weights_first,
                        weights<T>(gate_up, gate_up_bias), weights<T>(down, down_bias), gate, data<T>(out)};
   const moe::Order order(c.ids, c.experts);
   std::vector<int64_t> quiet, busy;
   for (int64_t e = 0; e < c.experts; e++)
     if (order.rows(e)) (order.rows(e) <= moe::kMost ? quiet : busy).push_back(e);
+  const int64_t none = order.start[c.experts];
   const auto rows = [&](int64_t width) { return torch::stable::new_empty(x, {c.pairs(), width}, kComputed<T>); };
-  const Tensor tokens = rows(c.hidden), inner = rows(c.inner), results = rows(c.hidden);
+  Tensor tokens = rows(c.hidden), inner = rows(c.inner), results = rows(c.hidden);
   const moe::Experts<T> parts(c, order, {data<C>(tokens), data<C>(inner), data<C>(results)});
   share(c.pairs(), c.pairs() * c.hidden, [&](int64_t row) { parts.fetch(row); });
+  Tensor of_none = torch::stable::narrow(results, 0, none, c.pairs() - none);
+  torch::stable::zero_(of_none);
   const int64_t up = parts.tile(c.first), down_by = parts.tile(c.second), ups = (c.inner + up - 1) / up, downs = (c.hidden + down_by - 1) / down_by;
   const int64_t work = int64_t(quiet.size()) * c.hidden * c.inner;
   share(int64_t(quiet.size()) * ups, 2 * work, [&](int64_t i) { parts.up(quiet[i / ups], i % ups * up); });

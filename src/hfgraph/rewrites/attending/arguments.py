@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from hfgraph.graph.evaluate import CannotEvaluate, data, evaluate
+from hfgraph.graph.evaluate import CannotEvaluate, evaluate
 from hfgraph.graph.recogniser import Refusal, View
-from hfgraph.graph.values import same_size, val
+from hfgraph.graph.values import is_trained, same_size, val
+from hfgraph.kernels.attention import SPELLED
 from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step
 from hfgraph.rewrites.attending.heads import size
 from hfgraph.rewrites.attending.mask import Masking, read_mask
 from hfgraph.rewrites.attending.pairs import Pairs
+from hfgraph.rewrites.attending.slopes import slopes_among
 from hfgraph.rewrites.attending.structure import Structure
 
 aten = torch.ops.aten
@@ -30,12 +32,15 @@ class Arguments(NamedTuple):
     words: str
 
 
-def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, base: Structure | None, *, beside_sinks: bool = False) -> Arguments | Refusal:
+def masking_arguments(
+    parts: Parts, q: Node, k: Node, view: View, before: Node, base: Structure | None, *, written_out: bool = False, beside_sinks: bool = False
+) -> Arguments | Refusal:
     """Arguments of the op for a mask over the pairs of `q` and `k`.
 
     Args:
         before: where helper nodes may go.
         base: a structure that holds besides the mask.
+        written_out: the model has a softmax of its own, which does with a query without keys what no fused operator does.
         beside_sinks: what is the same for all keys counts, too, and so no bias may be written in another way.
     """
     unfit = _unfit(parts, q, k)
@@ -45,7 +50,7 @@ def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, 
     if base is not None and not masking.structure.is_full:
         return Refusal("a causal attention has a mask with a structure of its own", before)
     structure = masking.structure if base is None else base
-    slopes, biases = (None, parts.biases) if beside_sinks else _slopes(parts.biases, q, k, view)
+    slopes, biases = (None, parts.biases) if beside_sinks else slopes_among(parts.biases, q, k, view)
     named: dict[str, Any] = {
         "mask": _conjunction(masking.factors, view, before),
         "bias": _sum(biases, view, before),
@@ -58,20 +63,28 @@ def masking_arguments(parts: Parts, q: Node, k: Node, view: View, before: Node, 
         "slopes": slopes,
     }
     finite = any(math.isfinite(f) for f in parts.fills)
+    strict = written_out and (is_trained(before.graph) or val(q).dtype is torch.float16)
     if finite and parts.unread:
-        return _as_a_tensor(parts, q, k, view, before)
+        return _as_a_tensor(parts, q, k, view, before, written_out and (strict or parts.infinite))
     if parts.fills and (masking.factors or not _has_own_key(structure, masking, q, k)):
-        if finite and parts.stacked:
-            return _as_a_tensor(parts, q, k, view, before)
+        if finite and (parts.stacked or (strict and parts.summed)):
+            return _as_a_tensor(parts, q, k, view, before, strict)
         if len(parts.fills) > 1:
             return Refusal(f"masked scores are {' and '.join(str(f) for f in sorted(parts.fills))}", before)
-        named["masked"] = next(iter(parts.fills))
+        (fill,) = parts.fills
+        named["masked"] = max(fill, SPELLED) if strict and finite else fill
+    elif written_out and parts.unread and (strict or parts.infinite):
+        named["masked"] = -math.inf
     given = {n: a for n, a in named.items() if a is not None}
     return Arguments(given, in_words(given, masking.reason))
 
 
-def _as_a_tensor(parts: Parts, q: Node, k: Node, view: View, before: Node) -> Arguments | Refusal:
-    """Masks added to each other, as the model has them: a query without keys prefers the pairs that fail one to those that fail both."""
+def _as_a_tensor(parts: Parts, q: Node, k: Node, view: View, before: Node, spelled: bool) -> Arguments | Refusal:
+    """Masks added to each other, as the model has them: a query without keys prefers the pairs that fail one to those that fail both.
+
+    Args:
+        spelled: what the softmax of a query without keys is, or its gradient, is left to the op's own softmax.
+    """
     dtype, total = val(q).dtype, None
     if not parts.retold:
         return Refusal("masks are added to each other, and then bounded or rounded", before)
@@ -80,7 +93,10 @@ def _as_a_tensor(parts: Parts, q: Node, k: Node, view: View, before: Node) -> Ar
     for step in reversed(parts.steps):
         total = _after(step, total, view, before)
     assert total is not None
-    return masking_arguments(Parts(biases=[Bias(total)]), q, k, view, before, None, beside_sinks=True)
+    found = masking_arguments(Parts(biases=[Bias(total)]), q, k, view, before, None, beside_sinks=True)
+    if spelled and isinstance(found, Arguments):
+        found.named["masked"] = -math.inf
+    return found
 
 
 def _after(step: Step, total: Node | None, view: View, before: Node) -> Node:
@@ -166,42 +182,6 @@ def _times(bias: Bias, view: View, before: Node) -> Node:
     return bias.node if bias.factor == 1.0 else view.call(aten.mul.Tensor, bias.node, bias.factor, before=before)
 
 
-def _slopes(biases: Sequence[Bias], q: Node, k: Node, view: View) -> tuple[list[float] | None, list[Bias]]:
-    """ALiBi among the biases: one that falls evenly with the distance, at the same rate for all queries of a head."""
-    for bias in biases:
-        key = ("slopes", bias)
-        if key not in view.memo:
-            view.memo[key] = _slope_of(bias.node, q, k)
-        if view.memo[key] is not None:
-            return [bias.factor * s for s in view.memo[key]], [b for b in biases if b is not bias]
-    return None, list(biases)
-
-
-def _slope_of(bias: Node, q: Node, k: Node) -> list[float] | None:
-    if data(bias, {}) or val(bias).ndim < 3:
-        return None
-    pairs = Pairs(q, k)
-    found: list[list[float]] = []
-    try:
-        for sizes in pairs.trials([Factor(bias)]):
-            (values,) = evaluate([bias], sizes, {})
-            rows = values.double().reshape(-1, *values.shape[-3:])
-            keys = rows.shape[-1]
-            if keys < 2:
-                continue
-            rate = rows[..., :1, 1] - rows[..., :1, 0]
-            line = rate[..., None] * torch.arange(keys)
-            rounding = torch.finfo(values.dtype).eps * (rows.abs().max() + 1)
-            if not torch.allclose(rows - rows[..., :1], line.expand_as(rows), atol=float(4 * rounding), rtol=0) or len(rate.unique(dim=0)) > 1:
-                return None
-            found.append(rate[0, :, 0].tolist())
-    except CannotEvaluate:
-        return None
-    heads = val(q).shape[-3]
-    same = found and all(math.isclose(a, b, rel_tol=1e-2) for f in found for a, b in zip(f, found[0], strict=True))
-    return found[0] if same and same_size(len(found[0]), heads) and any(found[0]) else None
-
-
 def split_heads(parts: Parts, heads: Sequence[Any], scores: Tensor, view: View, before: Node) -> Parts:
     """Masks and biases of scores (B * H, Q, K) as those of `scores` (B, H, Q, K)."""
 
@@ -240,8 +220,8 @@ def per_head(sinks: Node, q: Node, k: Node) -> Node | None:
     if not isinstance(node, Node) or val(node).ndim != 1 or not same_size(val(node).shape[0], val(q).shape[-3]):
         return None
     try:
-        for sizes in Pairs(q, k).trials([Factor(sinks)]):
-            numbers = torch.arange(val(node).shape[0]).to(val(node).dtype)
+        for sizes in Pairs(q, k).few([Factor(sinks)]):
+            numbers = (torch.arange(val(node).shape[0]) + 1 / 3).to(val(node).dtype)  # what any cast would round
             (values,) = evaluate([sinks], sizes, {node: numbers})
             if not torch.equal(*torch.broadcast_tensors(values, numbers.to(values.dtype)[:, None, None])):
                 return None

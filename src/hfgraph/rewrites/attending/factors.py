@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,12 +14,15 @@ from torch.fx import Node
 from hfgraph.graph.alias import varies
 from hfgraph.graph.sources import is_projection, trail
 from hfgraph.graph.values import arguments, is_pure, val
-from hfgraph.rewrites.attending.numbers import constant, is_broadcast, numbers, operand
+from hfgraph.rewrites.attending.numbers import constant, held, is_broadcast, numbers, operand
 
 aten = torch.ops.aten
 # Scores from here on down are masks; what is less negative may still matter to a sum.
 _MASKED = {torch.float16: -6.0e4}
 _MASKED_BELOW = -1.0e30
+
+# What these give is as finite as a model's parameters.
+_FINITE = frozenset({aten.softmax.int, aten.embedding.default, aten.index.Tensor, aten.sigmoid.default, aten.tanh.default})
 
 _AND = frozenset({aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default})
 _OR = frozenset({aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default})
@@ -56,7 +60,8 @@ class Parts:
         fills: scores that masked pairs get.
         stacked: a pair that fails two conditions gets less than a fill: a mask is added to scores that one has been written
             into. That shows where a query has no key, for a softmax then prefers the pairs that fail one.
-        unread: a bias may be a mask itself.
+        unread: a bias may be a mask itself; `infinite`: it may even hold -inf.
+        summed: masked pairs get a fill added to their scores.
         steps: the same as it was done, last step first.
         retold: doing the steps again gives the mask: no bound or narrower dtype above them changes their numbers.
     """
@@ -66,42 +71,38 @@ class Parts:
     fills: set[float] = field(default_factory=set)
     stacked: bool = False
     unread: bool = False
+    infinite: bool = False
+    summed: bool = False
     steps: list[Step] = field(default_factory=list)
     retold: bool = True
 
     def condition(self, node: Node, negated: bool = False) -> None:
         """Take a boolean tensor apart; not one that is written to, which holds something else than it was made of."""
-        if varies(node):
-            self.factors.append(Factor(node, negated))
-        elif negated == (node.target in _OR) and node.target in _AND | _OR and _is_bool(operand(node)) and _is_bool(operand(node, 1)):
-            self.condition(operand(node), negated)
-            self.condition(operand(node, 1), negated)
-        elif node.target in _NOT:
-            self.condition(operand(node), not negated)
-        elif is_broadcast(node):
-            self.condition(operand(node), negated)
-        elif not negated and node.target is aten.masked_fill.Scalar and node.args[2] in (False, 0) and _is_bool(node):
-            self.condition(operand(node))
-            self.condition(operand(node, 1), True)
-        elif not negated and node.target is aten.where.self and (rest := _kept_where(node)) is not None:
-            self.condition(operand(node))
-            self.condition(rest)
-        else:
-            self.factors.append(Factor(node, negated))
+        stack = [Factor(node, negated)]
+        while stack:
+            factor = stack.pop()
+            apart = None if varies(factor.node) else _all_of(*factor)
+            if apart is None:
+                self.factors.append(factor)
+            else:
+                stack += reversed(apart)
 
     def added(self, node: Node, factor: float = 1.0) -> None:
         """Take apart a tensor that, times a number, is added to the scores: masks to conditions, the rest stays a bias."""
         if varies(node) or not self._apart(node, factor):
             self.biases.append(Bias(node, factor))
             self.unread |= may_mask(node)
+            self.infinite |= may_be_infinite(node)
 
     def _apart(self, node: Node, factor: float) -> bool:
         step = _ADDED.get(node.target)
         if is_broadcast(node):
             self.added(operand(node), factor)
-        elif node.target is aten.to.dtype and val(operand(node)).is_floating_point():
+        elif node.target is aten.to.dtype and val(operand(node)).is_floating_point() and val(node).is_floating_point():
             inner = Parts()
             inner.added(operand(node), factor)
+            if inner.biases and loses(val(operand(node)).dtype, val(node).dtype):
+                return False
             self.take(inner, [val(node).dtype])
         elif step is not None and step(self, node, factor):
             return True
@@ -117,6 +118,8 @@ class Parts:
         self.biases += inner.biases
         self.stacked |= inner.stacked
         self.unread |= inner.unread
+        self.infinite |= inner.infinite
+        self.summed |= inner.summed
         for fill in inner.fills:
             for dtype in dtypes:
                 fill = torch.tensor(fill, dtype=torch.float64).to(dtype).item()
@@ -128,22 +131,44 @@ class Parts:
         self.condition(condition, negated)
 
 
+def _all_of(node: Node, negated: bool) -> list[Factor] | None:
+    """The conditions that hold exactly if this one does."""
+    if negated == (node.target in _OR) and node.target in _AND | _OR and _is_bool(operand(node)) and _is_bool(operand(node, 1)):
+        return [Factor(operand(node), negated), Factor(operand(node, 1), negated)]
+    if node.target in _NOT:
+        return [Factor(operand(node), not negated)]
+    if is_broadcast(node):
+        return [Factor(operand(node), negated)]
+    if not negated and node.target is aten.masked_fill.Scalar and node.args[2] in (False, 0) and _is_bool(node):
+        return [Factor(operand(node)), Factor(operand(node, 1), True)]
+    if not negated and node.target is aten.where.self and (rest := _kept_where(node)) is not None:
+        return [Factor(operand(node)), Factor(rest)]
+    return None
+
+
 def same_conditions(some: Iterable[Factor], others: Iterable[Factor]) -> bool:
     """Each of the conditions is one of the others, and the other way round."""
     a, b = list(some), list(others)
-    return all(any(x.negated == y.negated and _alike(x.node, y.node) for y in b) for x in a) and all(
-        any(x.negated == y.negated and _alike(x.node, y.node) for x in a) for y in b
+    known: dict[tuple[Node, Node], bool] = {}
+    return all(any(x.negated == y.negated and _alike(x.node, y.node, known) for y in b) for x in a) and all(
+        any(x.negated == y.negated and _alike(x.node, y.node, known) for x in a) for y in b
     )
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """One value, or the same operator on such values: constants that a model makes anew each time are different nodes."""
+def _alike(a: Any, b: Any, known: dict[tuple[Node, Node], bool]) -> bool:
+    """One value, or the same operator on such values: constants that a model makes anew each time are different nodes. `known` remembers answers."""
     if not isinstance(a, Node) or not isinstance(b, Node) or a is b:
         return a is b or (type(a) is type(b) and a == b)
+    if (a, b) not in known:
+        known[a, b] = _made_alike(a, b, known)
+    return known[a, b]
+
+
+def _made_alike(a: Node, b: Node, known: dict[tuple[Node, Node], bool]) -> bool:
     if constant(a) is not None:
         return constant(a) == constant(b) and val(a).dtype == val(b).dtype
     same = a.op == b.op == "call_function" and a.target is b.target and is_pure(a) and not a.kwargs and not b.kwargs and len(a.args) == len(b.args)
-    return same and all(_alike(x, y) for x, y in zip(a.args, b.args, strict=True))
+    return same and all(_alike(x, y, known) for x, y in zip(a.args, b.args, strict=True))
 
 
 def may_mask(bias: Node) -> bool:
@@ -160,6 +185,25 @@ def may_mask(bias: Node) -> bool:
         seen.update(inputs)
         stack += inputs
     return False
+
+
+def may_be_infinite(bias: Node) -> bool:
+    """Nothing in the graph says that it is finite: a tensor from outside goes into it that no product or table stands before, or an infinite number."""
+    stack, seen = [bias], {bias}
+    while stack:
+        node = stack.pop()
+        given = node.op != "call_function" and isinstance(val(node), Tensor) and val(node).is_floating_point()
+        if given or varies(node) or any(isinstance(a, int | float) and math.isinf(a) for a in (*node.args, constant(node))):
+            return True
+        inputs = [] if is_projection(node) or node.target in _FINITE else [n for n in node.all_input_nodes if n not in seen]
+        seen.update(inputs)
+        stack += inputs
+    return False
+
+
+def loses(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether a cast of floats rounds them, or makes large ones infinite."""
+    return torch.finfo(other).eps > torch.finfo(dtype).eps or torch.finfo(other).max < torch.finfo(dtype).max
 
 
 def is_mask(value: Any, dtype: torch.dtype) -> bool:
@@ -180,10 +224,10 @@ def _add(parts: Parts, node: Node, factor: float) -> bool:
 
 
 def _masked_fill(parts: Parts, node: Node, factor: float) -> bool:
-    fill = constant(node.args[2])
-    if fill is None or not is_mask(fill * factor, val(node).dtype):
+    fill = _low_number(node.args[2], factor, node)
+    if fill is None:
         return False
-    parts.mask(operand(node, 1), fill * factor, True)
+    parts.mask(operand(node, 1), fill, True)
     _rest(parts, operand(node), factor)
     return True
 
@@ -191,9 +235,9 @@ def _masked_fill(parts: Parts, node: Node, factor: float) -> bool:
 def _where(parts: Parts, node: Node, factor: float) -> bool:
     condition, kept, other = node.args
     for value, rest, negated in ((other, kept, False), (kept, other, True)):
-        fill = constant(value)
-        if fill is not None and is_mask(fill * factor, val(node).dtype):
-            parts.mask(condition, fill * factor, negated)  # type: ignore[arg-type]
+        fill = _low_number(value, factor, node)
+        if fill is not None:
+            parts.mask(condition, fill, negated)  # type: ignore[arg-type]
             if isinstance(rest, Node):
                 _rest(parts, rest, factor)
             return True
@@ -203,18 +247,24 @@ def _where(parts: Parts, node: Node, factor: float) -> bool:
 def _scaled(parts: Parts, node: Node, factor: float) -> bool:
     """``(1 - keep) * low``, with keep a cast boolean."""
     low, other = node.args[1], node.args[0]
-    if not isinstance(low, int | float) or not is_mask(low * factor, val(node).dtype) or not isinstance(other, Node):
+    fill = _low_number(low, factor, node) if isinstance(low, int | float) else None
+    kept = _one_minus(other) if fill is not None and isinstance(other, Node) else None
+    if kept is None or fill is None:
         return False
-    kept = _one_minus(other)
-    if kept is None:
-        return False
-    parts.mask(kept, float(low) * factor, False)  # type: ignore[arg-type]
+    parts.mask(kept, fill, False)
     return True
+
+
+def _low_number(value: Any, factor: float, node: Node) -> float | None:
+    """The one number that an operand holds, times a factor, in a node's dtype, if it is so low that it masks."""
+    number = constant(value)
+    found = None if number is None else held(number * factor, val(node).dtype)
+    return found if found is not None and is_mask(found, val(node).dtype) else None
 
 
 def _low(node: Node, factor: float) -> float | None:
     """The number that masks, of a tensor that holds nothing but it and zeros: ``full((n, n), low).triu(1)``."""
-    low = [n * factor for n in numbers(node) or () if n != 0]
+    low = [held(n * factor, val(node).dtype) for n in numbers(node) or () if n != 0]
     return low[0] if len(low) == 1 and is_mask(low[0], val(node).dtype) else None
 
 

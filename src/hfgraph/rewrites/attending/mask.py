@@ -72,15 +72,16 @@ class _Reader:
         """
         tables = []
         try:
-            for sizes in self.pairs.trials(factors):
+            large = counter is None and self.pairs.is_large(factors)
+            given = () if counter is None else (counter,)
+            for sizes in self.pairs.few(factors) if large else self.pairs.trials(factors, given):
                 for start in (None,) if counter is None else self.pairs.starts(factors, sizes):
-                    given = {} if counter is None or start is None else {counter: torch.full(val(counter).shape, start, dtype=val(counter).dtype)}
-                    table = self.table(factors, given, sizes, start)
+                    chosen = {} if counter is None or start is None else {counter: torch.full(val(counter).shape, start, dtype=val(counter).dtype)}
+                    table = self.table(factors, chosen, sizes, start)
                     if table is None:
                         return "the mask differs between sequences or heads"
                     tables.append(table)
-            if counter is None:
-                tables += self.pairs.sampled(factors)
+            tables += [self.pairs.sampled(factors)] if large else []
         except CannotEvaluate as e:
             return str(e)
         return structure_of(tables) if tables else "no sizes are known to try it on"

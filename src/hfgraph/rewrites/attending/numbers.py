@@ -39,10 +39,15 @@ def constant(value: Any) -> float | None:
     return _held(float(number), value) if isinstance(number, int | float) else None
 
 
+def held(number: float, dtype: torch.dtype) -> float | None:
+    """A number as a tensor of this dtype holds it: the lowest of one float dtype is infinite in another, whole numbers lose their fraction."""
+    if not dtype.is_floating_point and not abs(number) < 2**31:
+        return None
+    return float(torch.tensor(number, dtype=torch.float64).to(dtype).item())
+
+
 def _held(number: float | None, node: Node) -> float | None:
-    """A number as a tensor of this dtype holds it: the lowest of one is infinite in another."""
-    dtype = val(node).dtype
-    return number if number is None or not dtype.is_floating_point else torch.tensor(number, dtype=torch.float64).to(dtype).item()
+    return None if number is None else held(number, val(node).dtype)
 
 
 def numbers(node: Node) -> frozenset[float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from hfgraph.graph.recogniser import Refusal
 from hfgraph.graph.unify import label
 from hfgraph.graph.values import arguments, same_size, val
 from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, is_mask
-from hfgraph.rewrites.attending.numbers import constant, operand
+from hfgraph.rewrites.attending.numbers import constant, held, operand
 
 aten = torch.ops.aten
 PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default})
@@ -32,7 +33,7 @@ class Scores:
         sinks: the tensor of one more score for each query, with dims as the scores have.
         casts: what the scores are cast to on the way that is left to the softmax, the last cast first.
         lowered: a mask is added on the way, and no bound lifts what that gives.
-        floored: a bound lifts masked scores to the same number.
+        floor: the bound that lifts masked scores to one number.
         shifted: something is added to all scores of a query.
     """
 
@@ -43,8 +44,12 @@ class Scores:
     sinks: Node | None = None
     casts: list[torch.dtype] = field(default_factory=list)
     lowered: bool = False
-    floored: bool = False
+    floor: float = -math.inf
     shifted: bool = False
+
+    @property
+    def floored(self) -> bool:
+        return self.floor > -math.inf
 
     @property
     def product(self) -> Node:
@@ -74,12 +79,13 @@ def read_scores(softmax: Node) -> Scores | Refusal | None:
 
 
 def holds_product(node: Any, depth: int = 24) -> bool:
-    """A product of two activations is reached through elementwise steps."""
-    if not isinstance(node, Node) or depth == 0:
-        return False
-    if node.target in PRODUCTS:
-        return True
-    return node.target in _STEPS and any(holds_product(n, depth - 1) for n in _operands(node))
+    """A product of two activations is reached through few elementwise steps."""
+    level = {node} if isinstance(node, Node) else set[Node]()
+    for _ in range(depth):
+        if any(n.target in PRODUCTS for n in level):
+            return True
+        level = {o for n in level if n.target in _STEPS for o in _operands(n) if isinstance(o, Node)}
+    return False
 
 
 def _operands(node: Node) -> list[Any]:
@@ -195,7 +201,7 @@ def _subtract(scores: Scores, node: Node) -> Node:
     largest = [other] if isinstance(other, Node) else []
     largest += [operand(n) for n in largest if n.target is operator.getitem]
     _not_capped(scores, node)
-    if not any(n.target in (aten.amax.default, aten.max.dim) and n.args[0] is kept and n.args[1] in (-1, [-1]) for n in largest):
+    if not any(_is_largest(n, kept) for n in largest) or not same_size(val(largest[0]).shape[-1], 1):
         if not isinstance(other, Node) or arguments(node)["alpha"] != 1:
             raise Stuck(f"{other} is subtracted from the scores", node)
         _take_added(scores, other, -scores.scale)
@@ -203,6 +209,10 @@ def _subtract(scores: Scores, node: Node) -> Node:
     _is_for_all_keys(scores, node)
     scores.nodes += largest
     return kept
+
+
+def _is_largest(node: Node, scores: Node) -> bool:
+    return node.target in (aten.amax.default, aten.max.dim) and node.args[0] is scores and node.args[1] in (-1, [-1])
 
 
 def _is_for_all_keys(scores: Scores, node: Node) -> None:
@@ -215,9 +225,10 @@ def _is_for_all_keys(scores: Scores, node: Node) -> None:
 def _floor(scores: Scores, node: Node) -> Node:
     """Scores that fall below a mask's are lifted to it: they count for nothing either way."""
     kept, other = operand(node), node.args[1]
-    if not is_mask(constant(other), val(node).dtype) or scores.scale <= 0:
+    number = constant(other)
+    if number is None or not is_mask(number, val(node).dtype) or scores.scale <= 0:
         raise Stuck(f"scores are bounded by {other}", node)
-    scores.floored = True
+    scores.floor = max(scores.floor, number * scores.scale)
     return kept
 
 
@@ -234,10 +245,11 @@ def _masked_fill(scores: Scores, node: Node) -> Node:
 
 
 def _masked(scores: Scores, node: Node, condition: Any, fill: Any, negated: bool) -> None:
-    value = constant(fill)
-    value = None if value is None else value * scores.scale
+    number = constant(fill)
+    value = None if number is None else held(number * scores.scale, val(node).dtype)
     if value is None or not is_mask(value, val(node).dtype) or not isinstance(condition, Node):
-        raise Stuck(f"masked scores become {fill}, which is not low enough to mask", node)
+        low = fill if value is None or value == number else f"{number:g} * {scores.scale:g}"
+        raise Stuck(f"masked scores become {low}, which is not low enough to mask", node)
     _not_capped(scores, node)
     found = Parts()
     found.mask(condition, value, negated)
@@ -247,6 +259,9 @@ def _masked(scores: Scores, node: Node, condition: Any, fill: Any, negated: bool
 def _take_added(scores: Scores, node: Node, factor: float) -> None:
     found = Parts()
     found.added(node, factor)
+    if scores.floored and found.unread:
+        raise Stuck("scores are bounded, and what is added to them may be a mask itself", node)
+    found.summed = bool(found.fills)
     _take(scores, found, Step(Bias(node, factor)), val(node).dtype)
     scores.lowered |= bool(found.fills)
 
@@ -254,6 +269,7 @@ def _take_added(scores: Scores, node: Node, factor: float) -> None:
 def _take(scores: Scores, found: Parts, step: Step, dtype: torch.dtype) -> None:
     """Parts that a step adds in a dtype, as they are once the scores have gone through all casts above it."""
     parts = scores.parts
+    found.fills = {max(f, scores.floor) for f in found.fills}
     stacked = bool(found.fills) and scores.lowered
     parts.take(found, scores.casts[::-1])
     parts.stacked = (parts.stacked or stacked) and not scores.floored

@@ -11,7 +11,8 @@ from torch.fx import Node
 from hfgraph.graph.evaluate import CannotEvaluate, evaluate, shape
 from hfgraph.graph.values import val
 from hfgraph.rewrites.attending.factors import Factor
-from hfgraph.rewrites.attending.pairs import Pairs
+from hfgraph.rewrites.attending.pairs import Pairs, ancestors
+from hfgraph.rewrites.attending.reach import arithmetic
 from hfgraph.rewrites.attending.structure import Structure, Table
 
 aten = torch.ops.aten
@@ -27,7 +28,7 @@ def segments_of(factor: Factor, pairs: Pairs) -> Node | None:
     if not isinstance(source, Node) or source is not sides[1] or val(source).ndim != 2 or val(source).is_floating_point():
         return None
     try:
-        for sizes in pairs.trials([factor]):
+        for sizes in pairs.trials([factor], [source]):
             values = torch.randint(0, 3, shape(source, sizes), generator=torch.Generator().manual_seed(1)).to(val(source).dtype)
             (got,) = evaluate([node], sizes, {source: values})
             if not torch.equal(got, _equal_pairs(values)):
@@ -41,10 +42,10 @@ def states_the_same(implied: Sequence[Factor], source: Node, structure: Structur
     """Whether `implied`, with segments and what is `known`, allows the pairs that `structure` and segments allow: positions that
     count up within each segment say no more than its order does."""
     given_by = next(iter(inputs)) if len(inputs) == 1 else None
-    if given_by is None or val(given_by).is_floating_point():
-        return False
+    if given_by is None or val(given_by).is_floating_point() or arithmetic(ancestors([source, *(f.node for f in implied)], given_by)):
+        return False  # numbers may say something of positions that are not drawn
     try:
-        for sizes in pairs.trials(implied):
+        for sizes in pairs.trials([*implied, Factor(source)], [given_by]):
             for values in _draws(shape(given_by, sizes)):
                 given = {given_by: values.to(val(given_by).dtype)}
                 segments, *conditions = evaluate([source, *(f.node for f in implied)], sizes, given)
@@ -65,7 +66,7 @@ def _equal_pairs(values: Tensor) -> Tensor:
 
 
 def _draws(size: tuple[int, ...]) -> Iterator[Tensor]:
-    """Positions as they may come: counting up, packed, constant, backwards, any."""
+    """Positions as they may come: counting up, packed, constant, backwards, any; and what stands for none."""
     rows, length = size[0], size[-1]
     count = torch.arange(length).expand(rows, length)
     yield count
@@ -76,3 +77,4 @@ def _draws(size: tuple[int, ...]) -> Iterator[Tensor]:
         cut = torch.randint(0, length, (rows, 1), generator=generator)
         yield torch.where(count < cut, count, count - cut)
         yield torch.randint(0, length, size, generator=generator)
+        yield torch.randint(-length, 3 * length, size, generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from hfgraph.rewrites.experts.router import described, shared_expert
 aten = torch.ops.aten
 # How far behind a product's rows another product is looked for; these are where rows begin.
 _MOST = 16
+_PASSED = frozenset({aten.reshape.default, aten.to.dtype, aten.contiguous.default, aten.clone.default})
+_PLACES = frozenset({aten.topk.default, aten.sort.default, aten.sort.stable})
 _BEGIN = frozenset({aten.index.Tensor, aten.repeat_interleave.self_int, aten.linear.default})
 
 
@@ -69,7 +72,8 @@ def _behind(end: Node) -> Iterator[Node]:
 def _found(first: Product, second: Product, named: Any, between: tuple[Node, ...], view: View) -> Found:
     x, choices, into = _tokens(first)
     weights, out, tail = _summed(second, choices, val(x).shape[0], view)
-    routed = folded(second.flat, choices, view, out), folded(weights, choices, view, out)
+    flat = second.flat if second.order is not None else _wrapped(second.flat, second.experts, view, out)
+    routed = folded(flat, choices, view, out), folded(weights, choices, view, out)
     args = {
         "x": x, "expert_ids": routed[0], "expert_weights": routed[1],
         "gate_up": upright(first.matrix, first.turned, view, out), "down": upright(second.matrix, second.turned, view, out),
@@ -79,6 +83,17 @@ def _found(first: Product, second: Product, named: Any, between: tuple[Node, ...
     words = described(routed[0], routed[1], second.experts, choices)
     nodes = tuple(dict.fromkeys((*own, *into, *first.shared, *second.shared)))
     return Found((out,), moe, args, nodes, tuple(n for n in dict.fromkeys(own) if n is not out), note=words + shared_expert(out, x))
+
+
+def _wrapped(ids: Node, experts: Any, view: View, before: Node) -> Node:
+    """Ids that gather matrices: negative ones count from the last, unless they are places that a sort gave."""
+    source = ids
+    while source.target in _PASSED:
+        source = source.args[0]  # type: ignore[assignment]
+    if source.target is operator.getitem and source.args[1] == 1 and source.args[0].target in _PLACES:  # type: ignore[union-attr]
+        return ids
+    negative = view.call(aten.lt.Scalar, ids, 0, before=before)
+    return view.call(aten.where.self, negative, view.call(aten.add.Tensor, ids, experts, before=before), ids, before=before)
 
 
 def _tokens(first: Product) -> tuple[Node, int, tuple[Node, ...]]:

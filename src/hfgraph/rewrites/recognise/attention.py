@@ -14,7 +14,7 @@ from hfgraph.graph.values import arguments, same_size, val
 from hfgraph.kernels.attention import attention
 from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
 from hfgraph.rewrites.attending.examples import EXAMPLES
-from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, same_conditions
+from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, loses, same_conditions
 from hfgraph.rewrites.attending.gate import Gate, read_gate
 from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, taken_apart, ungrouped
 from hfgraph.rewrites.attending.scores import Scores, read_scores
@@ -34,6 +34,8 @@ def _of_sdpa(node: Node, view: View) -> Found | Refusal | None:
     if given["dropout_p"]:
         return Refusal(f"dropout with p = {given['dropout_p']}", node)
     q, mask = given["query"], given["attn_mask"]
+    if mask is not None and val(mask).dtype not in (torch.bool, val(q).dtype):
+        return Refusal(f"the mask is {val(mask).dtype}, queries are {val(q).dtype}", node)
     width = val(q).shape[-1]
     scale = given["scale"] if given["scale"] is not None else 1 / width**0.5 if isinstance(width, int) else None
     if not isinstance(scale, float | int):
@@ -74,6 +76,11 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     if operands is None:
         return Refusal("the product of queries and keys has operands that do not fit", scores.product, nodes)
     q, k = operands
+    rounded = _rounded(scores, values, nodes)
+    if rounded is not None:
+        return rounded
+    if scores.scale < 0:  # fused operators take a mask's -inf times the scale
+        q, scores.scale = view.call(aten.neg.default, q, before=output), -scores.scale
     k, v, repeats = _ungrouped(k, values.v, view, output)
     then: list[tuple[Any, ...]] = [(aten.permute.default, list(values.order))] if values.order else []
     top = scores.nodes[0]
@@ -89,7 +96,7 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
         parts = split_heads(parts, heads, val(split), view, output)  # type: ignore[arg-type]
     elif not val(q).ndim == val(top).ndim == val(v).ndim:
         return Refusal("queries, keys and values have another number of dims than their scores", top, nodes)
-    masking = masking_arguments(parts, q, k, view, output, None, beside_sinks=sink is not None)
+    masking = masking_arguments(parts, q, k, view, output, None, written_out=True, beside_sinks=sink is not None)
     if isinstance(masking, Refusal):
         return masking
     if gate is not None and masking.named.get("masked") == float("-inf"):
@@ -101,6 +108,18 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
         return Refusal("the sink is not one number for each head", sink, nodes)
     args: dict[str, Any] = {"q": q, "k": k, "v": v, **masking.named, "sinks": sinks, "scale": scores.scale, "softcap": scores.softcap}
     return Found((output,), attention, args, (*nodes, *repeats), nodes[:-1], tuple(then), masking.words)
+
+
+def _rounded(scores: Scores, values: Values, nodes: tuple[Node, ...]) -> Refusal | None:
+    """Scores or weights go through a dtype that is narrower than what they are made of or go into."""
+    own, used = val(scores.product).dtype, val(values.nodes[-1]).dtype
+    for what, steps, dtype in (("scores", scores.nodes, own), ("weights", values.nodes[1:-1], used)):
+        for node in steps:
+            if node.target is aten.to.dtype and (not val(node).is_floating_point() or loses(dtype, val(node).dtype)):
+                return Refusal(f"the {what} are rounded to {val(node).dtype}", node, nodes)
+    if len({own, val(values.v).dtype}) > 1:
+        return Refusal(f"queries and keys are {own}, values are {val(values.v).dtype}", values.nodes[-1], nodes)
+    return None
 
 
 def _gate(scores: Scores, values: Values, view: View) -> Gate | Refusal | None:

@@ -33,6 +33,7 @@ def recognise(node: Node, view: View) -> Found | Refusal | None:
 def _found(region: Region, read: Rotation, view: View) -> Found:
     cos, sin = region.tables[read.cos], region.tables[read.sin]
     if val(cos).is_complex():
+        cos = view.call(aten.resolve_conj.default, cos, before=region.end) if val(cos).is_conj() else cos
         both = view.call(aten.view_as_real.default, cos, before=region.end)
         cos, sin = (view.call(aten.select.int, both, -1, i, before=region.end) for i in (0, 1))
     changed = {n: v for n, v in read.attributes if v}
