@@ -42,12 +42,15 @@ BY_ELEMENT = _LINEAR | frozenset(
      aten.le.Tensor, aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor}
 )  # fmt: skip
 ALONG = frozenset(
-    {aten.cumsum.default, aten.diff.default, aten.flip.default, aten.roll.default, aten.cat.default, aten.stack.default, aten.index.Tensor}
+    {aten.cumsum.default, aten.diff.default, aten.flip.default, aten.roll.default, aten.cat.default, aten.stack.default, aten.index.Tensor,
+     aten.repeat.default}
 )  # fmt: skip
 _CUT = frozenset({aten.triu.default, aten.tril.default, aten.slice.Tensor, aten.select.int})
 _FOLLOWED = VIEWS | FILLED | COUNTED | BY_ELEMENT | ALONG | _CUT
 # Arguments that are no numbers of a mask.
-_OTHER = frozenset({"dim", "dims", "size", "shape", "n", "dtype", "device", "layout", "pin_memory", "memory_format", "implicit", "copy", "non_blocking"})
+_OTHER = frozenset(
+    {"dim", "dims", "size", "shape", "repeats", "n", "dtype", "device", "layout", "pin_memory", "memory_format", "implicit", "copy", "non_blocking"}
+)
 # Numbers from here on fill masks or end slices.
 _HUGE = 2**40
 # Dtypes that hold all positions, and all that is computed from them. In others, what is computed from positions goes wrong where they are large.
@@ -98,7 +101,7 @@ def is_linear(root: Node) -> bool:
     try:
         order = below([root])
         for node in _symbolic(order):
-            _check(node, VIEWS | FILLED | COUNTED | _LINEAR | {aten.cumsum.default, aten.slice.Tensor})
+            _check(node, VIEWS | FILLED | COUNTED | _LINEAR | {aten.cumsum.default, aten.slice.Tensor, aten.repeat.default})
         return not any(_truncates(n) for n in order)
     except CannotEvaluate:
         return False
