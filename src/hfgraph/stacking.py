@@ -61,23 +61,24 @@ class Stack:
             found = self._found(inputs)  # another thread may have been faster
             if found is not None:
                 return found
-            places = [memory(p) for p in parameters]
-            if any(p is None for p in places) or obstacle([p for p in places if p is not None]):
-                self._warn(len(places))
+            places = [place for p in parameters if (place := memory(p)) is not None]
+            reason = obstacle(places) if len(places) == len(parameters) else "it is no plain parameter"
+            if reason is not None:
+                self._warn(len(parameters), reason)
                 return torch.cat([p.detach() for p in parameters])
             block = torch.empty(self.shape, dtype=parameters[0].dtype, device=parameters[0].device)
             _move(parameters, block)
             return block
 
-    def _warn(self, count: int) -> None:
+    def _warn(self, count: int, reason: str) -> None:
         if not self.warned:
-            warnings.warn(_SHARED.format(count=count, shape=self.shape), NotStacked, stacklevel=5)
+            warnings.warn(_REPLACED.format(count=count, shape=self.shape, reason=reason), NotStacked, stacklevel=5)
             self.warned = True
 
 
-_SHARED = (
-    "{count} weights that hfgraph had stacked into one of {shape} were replaced by some whose memory other tensors share. They stay where "
-    "they are and are copied at every call, which is slow. Compile the model again, or give them memory of their own."
+_REPLACED = (
+    "{count} weights that hfgraph had stacked into one of {shape} were replaced, and of a new one {reason}. They stay where "
+    "they are and are copied at every call, which is slow. Compile the model again, or give them memory of their own (weight.data = weight.data.clone())."
 )
 
 
