@@ -8,11 +8,10 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hfgraph
 from hfgraph import backend, pipeline
-from hfgraph.errors import HfgraphError, KernelRefused, MetaModel, MixedDevices, NotRewritten
+from hfgraph.errors import HfgraphError, KernelRefused, MetaModel, NotRewritten
 from hfgraph.graph.capture import capture
 from hfgraph.kernels import all_ops
 from hfgraph.lower import lower
@@ -223,13 +222,36 @@ def test_a_model_on_meta_is_refused_by_name() -> None:
     assert isinstance(found.value.inner_exception, MetaModel)
 
 
-def test_tensors_on_two_devices_are_refused_but_a_number_on_the_cpu_is_not() -> None:
-    gm = canonical(lambda x, y: x + y, torch.randn(3), torch.randn(3))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        gpu, cpu, number = torch.empty(3, device="cuda"), torch.empty(3), torch.empty(())
-        with pytest.raises(MixedDevices, match=r"2 devices \(cpu: .*; cuda:0: .*model\.to\(device\)"):
-            backend.check_inputs(gm, [gpu, cpu])
-        backend.check_inputs(gm, [gpu, number])
+def test_weights_on_meta_are_refused_only_where_they_are_computed_with() -> None:
+    """The shape of a tensor without values is a shape like any other."""
+
+    class Shaped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.template = nn.Parameter(torch.empty(2, 3, device="meta"))
+
+        def forward(self, x):
+            return x.expand_as(self.template) + self.template.shape[1]
+
+    assert torch.equal(compiled(Shaped())(torch.ones(3)), torch.full((2, 3), 4.0))
+    assert torch.equal(compiled(lambda x, like: x.expand_as(like) + 1)(torch.ones(3), torch.empty(2, 3, device="meta")), torch.full((2, 3), 2.0))
+    assert compiled(lambda x: x + 1)(torch.empty(3, device="meta")).is_meta
+
+
+@pytest.mark.parametrize(
+    ("function", "here"),
+    [(lambda weight, ids: weight[ids] * 2, [0, 1, 2]), (lambda x, y: x + y.to(x.device), [1.0, 2.0, 3.0]), (lambda x, number: x * number, 2.0)],
+    ids=["an index on the cpu", "moved within", "a number"],
+)
+def test_tensors_on_two_devices_are_no_mistake_by_themselves(function, here) -> None:
+    given = torch.empty(4, 3, device="meta"), torch.tensor(here)
+    out = compiled(function)(*given)
+    assert out.is_meta and out.shape == function(*given).shape
+
+
+def test_devices_that_do_not_fit_together_dynamo_tells() -> None:
+    with pytest.raises(torch._dynamo.exc.TorchRuntimeError, match="on the same device"):
+        compiled(Net())(torch.randn(2, 3, 16, device="meta"))
 
 
 def test_bad_options_are_told_with_the_valid_ones() -> None:

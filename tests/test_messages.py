@@ -30,10 +30,6 @@ MESSAGES: dict[HfgraphError, str] = {
         "1 tensors are on the meta device and hold no values (lm_head.weight). "
         "Load the weights first, e.g. with from_pretrained(...) or model.to_empty(device=...) and load_state_dict(...)."
     ),
-    errors.MixedDevices({"cpu": "input_ids", "cuda:0": "lm_head.weight"}): (
-        "one graph has tensors on 2 devices (cpu: input_ids; cuda:0: lm_head.weight). "
-        "Move the model and its inputs to one device, e.g. model.to(device) and inputs.to(model.device)."
-    ),
     errors.NotAModel("verify", "gpt2"): (
         "hfgraph.verify takes a torch.nn.Module or a function as its first argument, not str. "
         "Load a model first, e.g. AutoModelForCausalLM.from_pretrained(name), or run `hfgraph verify NAME`."

@@ -108,17 +108,6 @@ class MetaModel(HfgraphError, ValueError):
         )
 
 
-class MixedDevices(HfgraphError, ValueError):
-    """Tensors of one graph live on several accelerators or on CPU and an accelerator."""
-
-    def __init__(self, found: dict[str, str]) -> None:
-        listed = "; ".join(f"{device}: {name}" for device, name in sorted(found.items()))
-        super().__init__(
-            f"one graph has tensors on {len(found)} devices ({listed}). "
-            "Move the model and its inputs to one device, e.g. model.to(device) and inputs.to(model.device)."
-        )
-
-
 class NotAModel(HfgraphError, TypeError):
     """Something other than a module or a function was given to a public function."""
 
