@@ -36,7 +36,7 @@ LAYERS = (
     ("graph",),
     ("kernels",),
     ("rewrites",),
-    ("breaks", "bypass", "lower", "masks", "merge", "models", "options", "page", "stacking", "tables", "versions"),
+    ("breaks", "bypass", "entries", "lower", "masks", "merge", "models", "options", "page", "stacking", "tables", "versions"),
     ("pipeline",),
     ("report",),
     ("backend",),

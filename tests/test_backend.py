@@ -11,7 +11,8 @@ from torch import nn
 
 import hfgraph
 from hfgraph import backend, pipeline
-from hfgraph.errors import HfgraphError, KernelRefused, MetaModel, NotRewritten
+from hfgraph.entries import entries
+from hfgraph.errors import HfgraphError, KernelRefused, MetaModel, NothingCompiled, NotRewritten
 from hfgraph.graph.capture import capture
 from hfgraph.kernels import all_ops
 from hfgraph.lower import lower
@@ -38,6 +39,15 @@ class Net(nn.Module):
     def forward(self, x):
         for layer in self.layers:
             x = x + layer(x)
+        return self.norm(x)
+
+
+class Split(Net):
+    """Dynamo makes two graphs of it."""
+
+    def forward(self, x):
+        x = self.layers[0](x)
+        torch._dynamo.graph_break()
         return self.norm(x)
 
 
@@ -134,12 +144,6 @@ def test_a_graph_called_for_several_layers_counts_each_time() -> None:
 
 
 def test_the_last_report_holds_all_graphs_of_one_call() -> None:
-    class Split(Net):
-        def forward(self, x):
-            x = self.layers[0](x)
-            torch._dynamo.graph_break()
-            return self.norm(x)
-
     x = torch.randn(2, 3, 16)
     with torch.no_grad():
         compiled(Split())(x)
@@ -175,6 +179,55 @@ def test_explain_does_not_use_up_the_users_recompilations() -> None:
     net = Norm(8)
     for n in range(1, 14):
         assert hfgraph.explain(net, torch.randn(n, 8)).counts == {"rms_norm": 1}
+
+
+def counting():
+    """A backend of the user's, and how often it was called."""
+    calls = []
+    return calls, lambda gm, _: (calls.append(1), gm)[1]
+
+
+@pytest.mark.parametrize("look", [hfgraph.explain, hfgraph.verify], ids=["explain", "verify"])
+def test_looking_leaves_the_user_all_recompilations(look) -> None:
+    """Also where the user compiles code that others share: what the user has compiled stays, and nothing is compiled anew."""
+    calls, backend = counting()
+    net, other, x = Split(), Split(), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        mine = torch.compile(other, backend=backend)
+        mine(x)
+        assert len(calls) == 2
+        for _ in range(9):
+            look(net, x)
+            mine(x)
+        assert len(calls) == 2
+        for n in range(2, 9):
+            torch.compile(net, backend=backend, dynamic=False)(torch.randn(n, 3, 16))
+    assert len(calls) == 2 + 2 * 7
+
+
+def test_looking_leaves_no_graph_behind() -> None:
+    calls, backend = counting()
+
+    def plain(x):
+        return x * 2 + 1
+
+    for _ in range(9):
+        hfgraph.explain(plain, torch.ones(3))
+    assert not entries(plain.__code__)
+    torch.compile(plain, backend=backend)(torch.ones(3))
+    assert len(calls) == len(entries(plain.__code__)) == 1
+
+
+@pytest.mark.parametrize("look", [hfgraph.explain, hfgraph.verify], ids=["explain", "verify"])
+def test_recompilations_that_the_user_has_used_up_are_named(look) -> None:
+    def plain(x):
+        return x * 2 + 1
+
+    used_up = torch.compile(plain, backend="eager", dynamic=False)
+    for n in range(1, 11):
+        used_up(torch.ones(n))
+    with pytest.raises(NothingCompiled, match=r"has compiled this code 8 times before, and that is its limit .* Call torch\._dynamo\.reset\(\)"):
+        look(plain, torch.ones(3))
 
 
 # --- when it cannot work ------------------------------------------------------------------------------

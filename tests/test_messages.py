@@ -41,6 +41,10 @@ MESSAGES: dict[HfgraphError, str] = {
         "explain ran without compiling any graph: Dynamo found nothing to trace. "
         "Check that torch.compile is not disabled (TORCH_COMPILE_DISABLE, torch.compiler.disable) and that the call runs tensors."
     ),
+    errors.NothingCompiled("explain", 8): (
+        "explain ran without compiling any graph: Dynamo has compiled this code 8 times before, and that is its limit "
+        "(torch._dynamo.config.recompile_limit). Call torch._dynamo.reset() first, which forgets all that was compiled."
+    ),
     errors.ModelNotFound("gpt3", "No such repository."): (
         "cannot load the model 'gpt3': No such repository. Give a local folder with config.json, or a hub name such as 'Qwen/Qwen2.5-0.5B-Instruct'."
     ),

@@ -128,7 +128,14 @@ class NotAvailable(HfgraphError, NotImplementedError):
 class NothingCompiled(HfgraphError, RuntimeError):
     """The call did not reach a graph."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, limit: int | None = None) -> None:
+        """`limit` of recompilations, where it was reached before."""
+        if limit is not None:
+            super().__init__(
+                f"{what} ran without compiling any graph: Dynamo has compiled this code {limit} times before, and that is its limit "
+                "(torch._dynamo.config.recompile_limit). Call torch._dynamo.reset() first, which forgets all that was compiled."
+            )
+            return
         super().__init__(
             f"{what} ran without compiling any graph: Dynamo found nothing to trace. "
             "Check that torch.compile is not disabled (TORCH_COMPILE_DISABLE, torch.compiler.disable) and that the call runs tensors."

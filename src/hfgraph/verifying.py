@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from hfgraph.backend import check_inputs, inductor
+from hfgraph.entries import limit_reached
 from hfgraph.errors import NotAModel, NotAvailable, NothingCompiled
 from hfgraph.explaining import fresh_compilation
 from hfgraph.graph.alias import Aliases
@@ -122,7 +123,7 @@ def verify(model: Callable[..., Any], *args: Any, tp: int | None = None, sabotag
         observer.weights, observer.sabotage = "true", sabotage and not isinstance(model, nn.Module)
         compiled(*_own(args), **_own(kwargs))
     if not observer.graphs:
-        raise NothingCompiled("verify")
+        raise NothingCompiled("verify", limit_reached(model))
     verdict.sites = list(observer.worst.values())
     return verdict
 
