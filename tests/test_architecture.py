@@ -38,7 +38,7 @@ LAYERS = (
     ("rewrites",),
     ("breaks", "bypass", "entries", "lower", "masks", "merge", "models", "options", "page", "stacking", "tables", "versions"),
     ("pipeline",),
-    ("report",),
+    ("report", "verdict"),
     ("backend",),
     ("doctoring", "explaining"),
     ("bench", "verifying", "zoo"),

@@ -17,7 +17,7 @@ import transformers
 import hfgraph
 from hfgraph import cli, models
 from hfgraph.errors import IllegalGraph
-from hfgraph.verifying import Verdict
+from hfgraph.verdict import Verdict
 
 TINYLM = Path(__file__).parents[1] / "examples" / "tinylm"
 LAYER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -55,11 +55,16 @@ def hfgraph(
     check_inputs(gm, example_inputs)
     rewritten, found = rewrite(gm, example_inputs, Context(chosen))
     start = time.perf_counter()
-    whole, examples, stacks = lifted(rewritten, example_inputs)
-    compiled = fed(inductor(whole, examples, chosen, mode) if chosen.inductor else whole, stacks)
+    compiled = built(rewritten, example_inputs, chosen, mode)
     found.compile_seconds = time.perf_counter() - start
     report.record(found)
     return compiled
+
+
+def built(rewritten: GraphModule, example_inputs: Sequence[Any], options: Options, mode: str | None) -> Callable[..., Any]:
+    """What runs in place of a rewritten graph: its weights stacked, and, if the options say so, compiled by Inductor."""
+    whole, examples, stacks = lifted(rewritten, example_inputs)
+    return fed(inductor(whole, examples, options, mode) if options.inductor else whole, stacks)
 
 
 def rewrite(gm: GraphModule, example_inputs: Sequence[Any], context: Context) -> tuple[GraphModule, report.GraphReport]:

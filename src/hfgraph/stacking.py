@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.fx import GraphModule
 
@@ -133,3 +133,14 @@ def fed(compiled: Callable[..., Any], stacks: Sequence[Stack]) -> Callable[..., 
         return compiled(*inputs, *[stack(inputs) for stack in stacks])
 
     return call
+
+
+def stacked(gm: GraphModule) -> set[int]:
+    """Positions of the inputs that a rewritten graph stacks."""
+    parts = {p for n in gm.graph.nodes if STACK in n.meta for p in n.args[0]}
+    return {i for i, p in enumerate(gm.graph.find_nodes(op="placeholder")) if p in parts}
+
+
+def own_weights(inputs: Sequence[Any], positions: Collection[int]) -> list[Any]:
+    """Copies of the parameters at these positions, for a call that must not move those of the model."""
+    return [nn.Parameter(x.detach().clone(), x.requires_grad) if i in positions else x for i, x in enumerate(inputs)]
