@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,6 +174,12 @@ def test_every_pass_has_its_row() -> None:
     rows = hfgraph.last_report().graphs[0].rows
     assert [(r.stage, r.name) for r in rows] == [(p.stage, p.name) for p in pipeline.PIPELINE]
     assert all(r.seconds >= 0 and r.nodes > 0 for r in rows)
+
+
+def test_merged_values_are_counted_whatever_the_pass_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = [replace(p, name="in other words") for p in pipeline.PIPELINE]
+    monkeypatch.setattr(backend, "run", lambda gm, context, after: pipeline.run(gm, context, renamed, after))
+    assert hfgraph.explain(lambda x: torch.tanh(x) * torch.tanh(x), torch.ones(3)).graphs[0].merged == 1
 
 
 def test_explain_does_not_use_up_the_users_recompilations() -> None:
