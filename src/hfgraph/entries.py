@@ -5,14 +5,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list as entries
+from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.convert_frame import register_bytecode_hook
-from torch._dynamo.eval_frame import reset_code
 from torch._dynamo.guards import DeletedGuardManagerWrapper
 
 
@@ -20,7 +21,7 @@ from torch._dynamo.guards import DeletedGuardManagerWrapper
 def dropped_afterwards() -> Iterator[None]:
     """Entries that are made within go at the end: they would use up the user's recompilations, and keep graphs alive. Those that were there stay."""
     before: dict[CodeType, list[Any]] = {}
-    hook = register_bytecode_hook(lambda code, _: _note(before, code))
+    hook = register_bytecode_hook(partial(_note, before))
     try:
         yield
     finally:
@@ -29,7 +30,7 @@ def dropped_afterwards() -> Iterator[None]:
             _drop(code, kept)
 
 
-def _note(before: dict[CodeType, list[Any]], code: CodeType) -> None:
+def _note(before: dict[CodeType, list[Any]], code: CodeType, new_code: CodeType) -> None:
     """Called before the new entry of `code` is there."""
     before.setdefault(code, [e.guard_manager for e in entries(code)])
 
@@ -38,8 +39,10 @@ def _drop(code: CodeType, kept: list[Any]) -> None:
     if not kept:
         reset_code(code)
         return
-    for manager in [e.guard_manager for e in entries(code) if all(e.guard_manager is not k for k in kept)]:
-        manager.extra_state.invalidate(manager.cache_entry, _Nobodys())
+    for entry in entries(code):
+        state = entry.guard_manager.extra_state
+        if state is not None and all(entry.guard_manager is not k for k in kept):
+            state.invalidate(entry, _Nobodys())
 
 
 class _Nobodys(DeletedGuardManagerWrapper):
