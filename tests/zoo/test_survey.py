@@ -189,6 +189,7 @@ def test_sites_are_matched_by_module(expected: dict[str, int], found: dict[tuple
         ({"x.l.norm": 2}, {("norm",): 1, ("l.norm",): 1}, {}, {}),  # below the function that goes on
         ({"x.l.attn": 1}, {("attn.q", "attn.k"): 1}, {}, {}),  # the same, within
         ({"x.l.norm": 1, "x.k.norm": 1}, {("l", "l.norm"): 1, ("k.gate", "k.norm"): 1}, {}, {}),
+        ({"y.attn.k": 1, "x.attn": 1}, {("attn", "attn.k"): 1}, {"y.attn.k": 1}, {}),  # its own module says more than those of its nodes
         ({"x.l.norm": 1}, {("",): 1}, {}, {}),  # Dynamo does not know where
         ({"x.l.norm": 1}, {("xnorm",): 1}, {"x.l.norm": 1}, {"xnorm": 1}),
         ({"x.l.in_norm": 1}, {("l.gate_norm",): 1}, {"x.l.in_norm": 1}, {"l.gate_norm": 1}),

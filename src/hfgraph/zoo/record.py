@@ -204,6 +204,10 @@ def _within(path: str, site: Modules) -> bool:
     return path != "" and any(m.startswith(f"{path}.") for m in site)
 
 
+def _own_tail(path: str, site: Modules) -> bool:
+    return site[0] != "" and path.endswith(f".{site[0]}")
+
+
 def _tail(path: str, site: Modules) -> bool:
     return any(path.endswith(f".{m}") for m in site if m)
 
@@ -218,7 +222,7 @@ def _unknown(_: str, site: Modules) -> bool:
 
 # From what is certain to what is likely.
 _FITS = (_same, _of_nodes, _within)
-_FITS_OF_PARTS = (_tail, _within_tail, _unknown)
+_FITS_OF_PARTS = (_own_tail, _tail, _within_tail, _unknown)
 
 
 def _reason(kind: str, module: str, report: Report) -> str:
