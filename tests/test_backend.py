@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hfgraph
 from hfgraph import backend, pipeline
-from hfgraph.errors import HfgraphError, KernelRefused, MetaModel, MixedDevices, NotRewritten
+from hfgraph.entries import entries
+from hfgraph.errors import HfgraphError, KernelRefused, MetaModel, NothingCompiled, NotRewritten
 from hfgraph.graph.capture import capture
 from hfgraph.kernels import all_ops
 from hfgraph.lower import lower
@@ -39,6 +40,15 @@ class Net(nn.Module):
     def forward(self, x):
         for layer in self.layers:
             x = x + layer(x)
+        return self.norm(x)
+
+
+class Split(Net):
+    """Dynamo makes two graphs of it."""
+
+    def forward(self, x):
+        x = self.layers[0](x)
+        torch._dynamo.graph_break()
         return self.norm(x)
 
 
@@ -135,12 +145,6 @@ def test_a_graph_called_for_several_layers_counts_each_time() -> None:
 
 
 def test_the_last_report_holds_all_graphs_of_one_call() -> None:
-    class Split(Net):
-        def forward(self, x):
-            x = self.layers[0](x)
-            torch._dynamo.graph_break()
-            return self.norm(x)
-
     x = torch.randn(2, 3, 16)
     with torch.no_grad():
         compiled(Split())(x)
@@ -172,10 +176,65 @@ def test_every_pass_has_its_row() -> None:
     assert all(r.seconds >= 0 and r.nodes > 0 for r in rows)
 
 
+def test_merged_values_are_counted_whatever_the_pass_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = [replace(p, name="in other words") for p in pipeline.PIPELINE]
+    monkeypatch.setattr(backend, "run", lambda gm, context, after: pipeline.run(gm, context, renamed, after))
+    assert hfgraph.explain(lambda x: torch.tanh(x) * torch.tanh(x), torch.ones(3)).graphs[0].merged == 1
+
+
 def test_explain_does_not_use_up_the_users_recompilations() -> None:
     net = Norm(8)
     for n in range(1, 14):
         assert hfgraph.explain(net, torch.randn(n, 8)).counts == {"rms_norm": 1}
+
+
+def counting():
+    """A backend of the user's, and how often it was called."""
+    calls = []
+    return calls, lambda gm, _: (calls.append(1), gm)[1]
+
+
+@pytest.mark.parametrize("look", [hfgraph.explain, hfgraph.verify], ids=["explain", "verify"])
+def test_looking_leaves_the_user_all_recompilations(look) -> None:
+    """Also where the user compiles code that others share: what the user has compiled stays, and nothing is compiled anew."""
+    calls, backend = counting()
+    net, other, x = Split(), Split(), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        mine = torch.compile(other, backend=backend)
+        mine(x)
+        assert len(calls) == 2
+        for _ in range(9):
+            look(net, x)
+            mine(x)
+        assert len(calls) == 2
+        for n in range(2, 9):
+            torch.compile(net, backend=backend, dynamic=False)(torch.randn(n, 3, 16))
+    assert len(calls) == 2 + 2 * 7
+
+
+def test_looking_leaves_no_graph_behind() -> None:
+    calls, backend = counting()
+
+    def plain(x):
+        return x * 2 + 1
+
+    for _ in range(9):
+        hfgraph.explain(plain, torch.ones(3))
+    assert not entries(plain.__code__)
+    torch.compile(plain, backend=backend)(torch.ones(3))
+    assert len(calls) == len(entries(plain.__code__)) == 1
+
+
+@pytest.mark.parametrize("look", [hfgraph.explain, hfgraph.verify], ids=["explain", "verify"])
+def test_recompilations_that_the_user_has_used_up_are_named(look) -> None:
+    def plain(x):
+        return x * 2 + 1
+
+    used_up = torch.compile(plain, backend="eager", dynamic=False)
+    for n in range(1, 11):
+        used_up(torch.ones(n))
+    with pytest.raises(NothingCompiled, match=r"has compiled this code 8 times before, and that is its limit .* Call torch\._dynamo\.reset\(\)"):
+        look(plain, torch.ones(3))
 
 
 # --- when it cannot work ------------------------------------------------------------------------------
@@ -223,13 +282,36 @@ def test_a_model_on_meta_is_refused_by_name() -> None:
     assert isinstance(found.value.inner_exception, MetaModel)
 
 
-def test_tensors_on_two_devices_are_refused_but_a_number_on_the_cpu_is_not() -> None:
-    gm = canonical(lambda x, y: x + y, torch.randn(3), torch.randn(3))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        gpu, cpu, number = torch.empty(3, device="cuda"), torch.empty(3), torch.empty(())
-        with pytest.raises(MixedDevices, match=r"2 devices \(cpu: .*; cuda:0: .*model\.to\(device\)"):
-            backend.check_inputs(gm, [gpu, cpu])
-        backend.check_inputs(gm, [gpu, number])
+def test_weights_on_meta_are_refused_only_where_they_are_computed_with() -> None:
+    """The shape of a tensor without values is a shape like any other."""
+
+    class Shaped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.template = nn.Parameter(torch.empty(2, 3, device="meta"))
+
+        def forward(self, x):
+            return x.expand_as(self.template) + self.template.shape[1]
+
+    assert torch.equal(compiled(Shaped())(torch.ones(3)), torch.full((2, 3), 4.0))
+    assert torch.equal(compiled(lambda x, like: x.expand_as(like) + 1)(torch.ones(3), torch.empty(2, 3, device="meta")), torch.full((2, 3), 2.0))
+    assert compiled(lambda x: x + 1)(torch.empty(3, device="meta")).is_meta
+
+
+@pytest.mark.parametrize(
+    ("function", "here"),
+    [(lambda weight, ids: weight[ids] * 2, [0, 1, 2]), (lambda x, y: x + y.to(x.device), [1.0, 2.0, 3.0]), (lambda x, number: x * number, 2.0)],
+    ids=["an index on the cpu", "moved within", "a number"],
+)
+def test_tensors_on_two_devices_are_no_mistake_by_themselves(function, here) -> None:
+    given = torch.empty(4, 3, device="meta"), torch.tensor(here)
+    out = compiled(function)(*given)
+    assert out.is_meta and out.shape == function(*given).shape
+
+
+def test_devices_that_do_not_fit_together_dynamo_tells() -> None:
+    with pytest.raises(torch._dynamo.exc.TorchRuntimeError, match="on the same device"):
+        compiled(Net())(torch.randn(2, 3, 16, device="meta"))
 
 
 def test_bad_options_are_told_with_the_valid_ones() -> None:

@@ -16,7 +16,7 @@ import torch
 
 import hfgraph
 from hfgraph.report import Report
-from hfgraph.verifying import Verdict
+from hfgraph.verdict import Verdict
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # beside another worker, two threads wait for each other

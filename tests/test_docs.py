@@ -481,11 +481,15 @@ def test_arguments_in_words(argument: Any, words: str) -> None:
 def test_the_page_of_coverage() -> None:
     """Shares, a row for each architecture, every miss with its reason; what Dynamo does alone is not put down to hfgraph."""
     miss = Miss("attention", "layers.0.attn", 1, "a | b")
-    one = Record("one", "OneModel", "causal", expected={"norm": 4, "attention": 2}, missed=[miss], graphs=1, error_of_dynamo=2.05)
+    one = Record("one", "OneModel", "causal", expected={"norm": 4, "attention": 2}, missed=[miss], graphs=1, error_of_dynamo=2.05, versions={"torch": "2.13"})
+    one.surplus = {"norm": {"layers.0.gate": 1}}
     two = Record("two", "TwoModel", "mlm", expected={"norm": 7}, graphs=3, breaks=["a call of print", "Observed exception"])
-    text = coverage.coverage_page(Coverage({"one": one, "two": two}, {"torch": "2.13"}))
+    text = coverage.coverage_page(Coverage({"one": one, "two": two}))
     for row in (
-        "| Causal language models | 1 | 4 of 4 |  | 1 of 2 |  |  |  |",
+        "| Causal language models | 1 | 1 | 4 of 4 |  | 1 of 2 |  |  |  |",
+        "| Encoders | 1 | 0 |  |  |  |  |  |  |",
+        "| All | 2 | 1 | 4 of 4 |  | 1 of 2 |  |  |  |",
+        "| one | norm | layers.0.gate | 1 |",
         "| `one` | 1 | 4 |  | 1 of 2 |  |  |  |",
         "| `two` | 3 | 7 |  |  |  |  |  |",
         "| one | attention | layers.0.attn | 1 | a &#124; b |",
@@ -494,6 +498,8 @@ def test_the_page_of_coverage() -> None:
         "| one | 2 |",
     ):
         assert row in text.splitlines(), row
+    assert "Seen 1 of them with torch 2.13; 1 of them with " in text
+    assert "Seen with torch 2.13." in coverage.coverage_page(Coverage({"one": one}))
     del one.missed[:]
     assert "2 of 2" in coverage.coverage_page(Coverage({"one": one}))
 

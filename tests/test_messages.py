@@ -30,10 +30,6 @@ MESSAGES: dict[HfgraphError, str] = {
         "1 tensors are on the meta device and hold no values (lm_head.weight). "
         "Load the weights first, e.g. with from_pretrained(...) or model.to_empty(device=...) and load_state_dict(...)."
     ),
-    errors.MixedDevices({"cpu": "input_ids", "cuda:0": "lm_head.weight"}): (
-        "one graph has tensors on 2 devices (cpu: input_ids; cuda:0: lm_head.weight). "
-        "Move the model and its inputs to one device, e.g. model.to(device) and inputs.to(model.device)."
-    ),
     errors.NotAModel("verify", "gpt2"): (
         "hfgraph.verify takes a torch.nn.Module or a function as its first argument, not str. "
         "Load a model first, e.g. AutoModelForCausalLM.from_pretrained(name), or run `hfgraph verify NAME`."
@@ -44,6 +40,10 @@ MESSAGES: dict[HfgraphError, str] = {
     errors.NothingCompiled("explain"): (
         "explain ran without compiling any graph: Dynamo found nothing to trace. "
         "Check that torch.compile is not disabled (TORCH_COMPILE_DISABLE, torch.compiler.disable) and that the call runs tensors."
+    ),
+    errors.NothingCompiled("explain", 8): (
+        "explain ran without compiling any graph: Dynamo has compiled this code 8 times before, and that is its limit "
+        "(torch._dynamo.config.recompile_limit). Call torch._dynamo.reset() first, which forgets all that was compiled."
     ),
     errors.ModelNotFound("gpt3", "No such repository."): (
         "cannot load the model 'gpt3': No such repository. Give a local folder with config.json, or a hub name such as 'Qwen/Qwen2.5-0.5B-Instruct'."

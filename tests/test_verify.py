@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import hfgraph
-from hfgraph import verifying
-from hfgraph.errors import MetaModel, NotAModel, NotAvailable, NothingCompiled
+from hfgraph import stacking, verifying
+from hfgraph.errors import MetaModel, NotAModel, NotAvailable, NothingCompiled, UnknownOption
 from hfgraph.graph import replacing, rewrite
 from hfgraph.graph.judge import Float64, Recorder, judge
 
@@ -130,6 +130,97 @@ def test_a_function_is_verified_on_its_inputs() -> None:
     assert hfgraph.verify(lambda x: norm(x) * 2, torch.randn(3, 16), sabotage=True).ok
 
 
+# --- random numbers -----------------------------------------------------------------------------------
+
+
+DRAWING = {
+    "rand_like": lambda x: x + torch.rand_like(x),
+    "dropout": lambda x: torch.nn.functional.dropout(x, 0.5, training=True),
+    "bernoulli": lambda x: x + torch.bernoulli(torch.full_like(x, 0.3)),
+    "normal_": lambda x: x + torch.empty_like(x).normal_(),
+    "attention": lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.3),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_ways_draw_the_same_numbers(name: str, dtype: torch.dtype) -> None:
+    """Another mask would allow anything: so near to float64 a graph is only with eager's own, and sabotage is noticed."""
+    norm, x = Norm(64).to(dtype), torch.randn(2, 8, 64).to(dtype)
+
+    def drawing(x):
+        return norm(DRAWING[name](x))
+
+    torch.manual_seed(5)
+    drawing(x)
+    after = torch.get_rng_state()
+    torch.manual_seed(5)
+    verdict = hfgraph.verify(drawing, x, sabotage=True)
+    assert verdict.ok and verdict.sabotage and all(verdict.sabotage.values()), str(verdict)
+    assert verdict.max_error < {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
+    assert torch.equal(torch.get_rng_state(), after), "the model itself draws as it would have"
+
+
+def test_where_inductor_draws_others_nothing_is_said_to_hold() -> None:
+    norm = Norm(64)
+    verdict = hfgraph.verify(lambda x: norm(x + torch.rand_like(x)), torch.randn(8, 64), options={"inductor_config": {"fallback_random": False}})
+    assert not verdict.ok and verdict.right and {o.side for o in verdict.outputs} == {"rewritten"}
+    assert verdict.unproven == ["graph 0 draws random numbers, and compiled it draws others than eager does: numbers cannot tell whether it is right"]
+    assert "NOT PROVEN" in str(verdict) and verdict.unproven[0] in " ".join(str(verdict).split())
+    assert verdict.to_dict()["unproven"] == verdict.unproven
+
+
+def test_where_a_rewritten_graph_draws_others_nothing_of_it_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, real = Norm(64), verifying.run
+
+    def also_draws(gm, context, *passes):
+        real(gm, context, *passes)
+        if not passes:
+            with gm.graph.inserting_before(gm.graph.output_node()):
+                gm.graph.call_function(torch.ops.aten.rand.default, ([3],))
+            gm.recompile()
+
+    monkeypatch.setattr(verifying, "run", also_draws)
+    verdict = hfgraph.verify(lambda x: norm(x), torch.randn(8, 64), options={"inductor": False}, sabotage=True)
+    assert not verdict.outputs and not verdict.sites and not verdict.sabotage and "rewritten it draws others" in verdict.unproven[0]
+
+
+# --- options ------------------------------------------------------------------------------------------
+
+
+def test_what_holds_with_options_is_proved_with_them(block: Block) -> None:
+    verdict = hfgraph.verify(block, torch.randn(2, 5, 24), sabotage=True, options={"disable": ["add_rms_norm"], "inductor": False})
+    assert verdict.ok and {s.rule for s in verdict.sites} == {"rms_norm"} and "add_rms_norm" not in verdict.sabotage
+    with pytest.raises(UnknownOption, match="no option 'disabel'"):
+        hfgraph.verify(block, torch.randn(2, 5, 24), options={"disabel": []})
+
+
+class Siblings(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(24, 16), nn.Linear(24, 16)
+
+    def forward(self, x):
+        return self.gate(x) - self.up(x)
+
+
+@pytest.mark.parametrize("inductor", [False, True])
+def test_stacked_weights_are_verified_and_stay_where_they_are(inductor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, options = Siblings(), torch.randn(2, 5, 24), {"merge_always": True, "inductor": inductor}
+    places, values = [p.data_ptr() for p in model.parameters()], [p.clone() for p in model.parameters()]
+    assert hfgraph.verify(model, x, options=options).ok
+    real = stacking._move
+    monkeypatch.setattr(stacking, "_move", lambda parameters, block: (real(parameters, block), block.mul_(1.03)))
+    torch._dynamo.reset()
+    wrong = hfgraph.verify(model, x, options=options)
+    assert {o.side for o in wrong.outputs if not o.ok} == {"compiled"}
+    assert [p.data_ptr() for p in model.parameters()] == places
+    assert all(torch.equal(p, v) for p, v in zip(model.parameters(), values, strict=True))
+
+
+# --- errors -------------------------------------------------------------------------------------------
+
+
 def test_errors_say_what_to_do() -> None:
     with pytest.raises(NotAModel, match=r"hfgraph\.verify takes a torch\.nn\.Module .* not str\. Load a model first"):
         hfgraph.verify("gpt2", torch.ones(1))  # type: ignore[arg-type]
@@ -180,6 +271,22 @@ def test_float64_ignores_the_casts_of_the_graph() -> None:
     value = torch.randn(5)
     assert torch.equal(Float64(gm, {}).run(value), value.double() * 3)
     assert not torch.equal(Recorder(gm, {}).run(value).double(), value.double() * 3)
+
+
+@pytest.mark.parametrize("draw", [torch.ops.aten.rand_like.default, torch.ops.aten.bernoulli.p])
+def test_float64_draws_what_the_graph_draws(draw: torch._ops.OpOverload) -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = value = torch.rand(50)
+    drawn = graph.call_function(draw, (x, 0.5) if draw is torch.ops.aten.bernoulli.p else (x,))
+    drawn.meta["val"] = value
+    graph.output(drawn)
+    gm = torch.fx.GraphModule({}, graph)
+    torch.manual_seed(1)
+    want, after = gm(value), torch.get_rng_state()
+    torch.manual_seed(1)
+    got = Float64(gm, {}).run(value)
+    assert got.dtype is torch.float64 and torch.equal(got, want.double()) and torch.equal(torch.get_rng_state(), after)
 
 
 def test_a_recorded_value_is_a_copy() -> None:

@@ -9,12 +9,12 @@ from hfgraph.kernels.short_conv import short_conv
 from hfgraph.rewrites.recurrences.naming import all_kinds
 from hfgraph.zoo import FAMILIES
 from hfgraph.zoo.expected import KINDS
-from hfgraph.zoo.show import broken, cell, missed
+from hfgraph.zoo.show import broken, cell, missed, surplus
 from hfgraph.zoo.table import Coverage
 
 _TITLES = {"causal": "Causal language models", "seq2seq": "Encoder-decoders", "mlm": "Encoders", "vlm": "Image-text models"}
 _KINDS = {
-    "norm": "RMSNorm and LayerNorm",
+    "norm": "RMSNorm, LayerNorm and L2 norms",
     "rope": "tensors that are rotated",
     "attention": "attentions",
     "glu": "gated MLPs",
@@ -30,18 +30,19 @@ def pages() -> dict[str, str]:
 
 def coverage_page(coverage: Coverage) -> str:
     """Shares by family, each architecture, every miss with its reason, every graph break."""
-    versions = ", ".join(f"{p} {v}" for p, v in coverage.versions.items())
+    versions = "; ".join(f"{n} of them with {v}" if len(coverage.versions) > 1 else f"with {v}" for v, n in coverage.versions.most_common())
     parts = [
         "# Coverage",
         f"What {len(coverage.records)} architectures of transformers compute, and what hfgraph finds of it. Each is built tiny, with random weights, and "
         "run in eager mode, where calls of functions and modules are counted; then it is traced and rewritten, and what is found is compared, module by "
-        f"module. `hfgraph zoo` does so anywhere; the tests do it for this table. Seen with {versions}.",
+        f"module. `hfgraph zoo` does so anywhere; the tests do it for this table. Seen {versions}.",
         "Columns: " + "; ".join(f"**{kind}**: {words}" for kind, words in _KINDS.items()) + ".",
         "## Of models that trace in one graph",
-        table(("", "models", *KINDS), [_family(coverage, family, title) for family, title in {**_TITLES, "": "All"}.items()]),
+        table(("", "models", "in one graph", *KINDS), [_family(coverage, family, title) for family, title in {**_TITLES, "": "All"}.items()]),
         *_architectures(coverage),
         "## What is not found, and why",
         table(("architecture", "what", "module", "sites", "reason"), list(missed(coverage))),
+        *_surplus(coverage),
         "## Models that Dynamo breaks into several graphs",
         "Each graph is rewritten; what crosses from one to the next is not seen.",
         table(("architecture", "graphs", "reason"), list(broken(coverage))),
@@ -63,8 +64,8 @@ def _recurrences(coverage: Coverage) -> list[str]:
 
 
 def _family(coverage: Coverage, family: str, title: str) -> tuple[str, ...]:
-    count = coverage.families[family] if family else len(coverage.records)
-    return (title, str(count), *(str(coverage.share(kind, family)) for kind in KINDS))
+    counts = (c[family] if family else c.total() for c in (coverage.families, coverage.in_one_graph))
+    return (title, *map(str, counts), *(str(coverage.share(kind, family)) for kind in KINDS))
 
 
 def _architectures(coverage: Coverage) -> list[str]:
@@ -74,6 +75,11 @@ def _architectures(coverage: Coverage) -> list[str]:
         rows = [(f"`{r.name}`", str(r.graphs), *(cell(r, kind) for kind in KINDS)) for r in records]
         parts += [f"## {_TITLES[family]}", table(("architecture", "graphs", *KINDS), rows)]
     return parts
+
+
+def _surplus(coverage: Coverage) -> list[str]:
+    rows = list(surplus(coverage))
+    return ["## What is found where none was counted", table(("architecture", "what", "module", "sites"), rows)] if rows else []
 
 
 def _dynamo(coverage: Coverage) -> list[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfgraph.report import Report as Report
     from hfgraph.report import Site as Site
     from hfgraph.report import last_report as last_report
-    from hfgraph.verifying import Verdict as Verdict
+    from hfgraph.verdict import Verdict as Verdict
     from hfgraph.verifying import verify as verify
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ _PUBLIC = {
     "Report": "hfgraph.report",
     "Site": "hfgraph.report",
     "verify": "hfgraph.verifying",
-    "Verdict": "hfgraph.verifying",
+    "Verdict": "hfgraph.verdict",
 }
 
 __all__ = ["Options", "Report", "Site", "Verdict", "explain", "last_report", "verify"]

@@ -15,13 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.source import ConstantSource
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
 from hfgraph import bypass, report, versions
 from hfgraph.breaks import break_of
-from hfgraph.errors import HfgraphError, MetaModel, MixedDevices, NotRewritten
+from hfgraph.errors import HfgraphError, MetaModel, NotRewritten
 from hfgraph.graph.capture import Uncapturable, capture
 from hfgraph.graph.cost import total
 from hfgraph.graph.origin import readable
@@ -47,18 +48,23 @@ def hfgraph(
 
     Raises:
         UnknownOption, InvalidOption, ContradictoryOptions, UnknownRule, UnknownKernel: what is wrong with `options`.
-        MetaModel, MixedDevices: the graph's tensors cannot be computed with.
+        MetaModel: the graph computes with weights that hold no values.
         KernelRefused: a kernel asked for by name cannot run.
     """
     chosen = Options.of(options, mode)
     check_inputs(gm, example_inputs)
     rewritten, found = rewrite(gm, example_inputs, Context(chosen))
     start = time.perf_counter()
-    whole, examples, stacks = lifted(rewritten, example_inputs)
-    compiled = fed(inductor(whole, examples, chosen, mode) if chosen.inductor else whole, stacks)
+    compiled = built(rewritten, example_inputs, chosen, mode)
     found.compile_seconds = time.perf_counter() - start
     report.record(found)
     return compiled
+
+
+def built(rewritten: GraphModule, example_inputs: Sequence[Any], options: Options, mode: str | None) -> Callable[..., Any]:
+    """What runs in place of a rewritten graph: its weights stacked, and, if the options say so, compiled by Inductor."""
+    whole, examples, stacks = lifted(rewritten, example_inputs)
+    return fed(inductor(whole, examples, options, mode) if options.inductor else whole, stacks)
 
 
 def rewrite(gm: GraphModule, example_inputs: Sequence[Any], context: Context) -> tuple[GraphModule, report.GraphReport]:
@@ -148,16 +154,18 @@ def source_digest() -> str:
 
 
 def check_inputs(gm: GraphModule, example_inputs: Sequence[Any]) -> None:
-    """Refuse what cannot be computed, before any work is done.
+    """Refuse weights without values that the graph computes with: a model that was never loaded. Only the shape of one may be asked for,
+    and tensors that are no weights may be where the caller wants them. That devices do not fit together Dynamo says before.
 
     Raises:
-        MetaModel, MixedDevices.
+        MetaModel.
     """
-    names = [n.name for n in gm.graph.nodes if n.op == "placeholder"]
-    tensors = [(name, x) for name, x in zip(names, example_inputs, strict=True) if isinstance(x, Tensor)]
-    meta = [readable(name) for name, x in tensors if x.device.type == "meta"]
-    if meta:
-        raise MetaModel(meta)
-    devices = {str(x.device): readable(name) for name, x in reversed(tensors) if x.ndim or x.device.type != "cpu"}
-    if len(devices) > 1:
-        raise MixedDevices(devices)
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    weights = [n for n, x in zip(placeholders, example_inputs, strict=True) if isinstance(x, nn.Parameter) and x.device.type == "meta"]
+    used = [readable(n.name) for n in weights if any(_is_meta(user.meta.get("example_value")) for user in n.users)]
+    if used:
+        raise MetaModel(used)
+
+
+def _is_meta(value: Any) -> bool:
+    return any(isinstance(v, Tensor) and v.device.type == "meta" for v in tree_leaves(value))

@@ -108,17 +108,6 @@ class MetaModel(HfgraphError, ValueError):
         )
 
 
-class MixedDevices(HfgraphError, ValueError):
-    """Tensors of one graph live on several accelerators or on CPU and an accelerator."""
-
-    def __init__(self, found: dict[str, str]) -> None:
-        listed = "; ".join(f"{device}: {name}" for device, name in sorted(found.items()))
-        super().__init__(
-            f"one graph has tensors on {len(found)} devices ({listed}). "
-            "Move the model and its inputs to one device, e.g. model.to(device) and inputs.to(model.device)."
-        )
-
-
 class NotAModel(HfgraphError, TypeError):
     """Something other than a module or a function was given to a public function."""
 
@@ -139,7 +128,14 @@ class NotAvailable(HfgraphError, NotImplementedError):
 class NothingCompiled(HfgraphError, RuntimeError):
     """The call did not reach a graph."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, limit: int | None = None) -> None:
+        """`limit` of recompilations, where it was reached before."""
+        if limit is not None:
+            super().__init__(
+                f"{what} ran without compiling any graph: Dynamo has compiled this code {limit} times before, and that is its limit "
+                "(torch._dynamo.config.recompile_limit). Call torch._dynamo.reset() first, which forgets all that was compiled."
+            )
+            return
         super().__init__(
             f"{what} ran without compiling any graph: Dynamo found nothing to trace. "
             "Check that torch.compile is not disabled (TORCH_COMPILE_DISABLE, torch.compiler.disable) and that the call runs tensors."

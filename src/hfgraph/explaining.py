@@ -15,12 +15,13 @@ from torch.fx import GraphModule
 
 from hfgraph.backend import check_inputs, rewrite
 from hfgraph.breaks import gathered, watched
+from hfgraph.entries import dropped_afterwards, limit_reached
 from hfgraph.errors import HfgraphError, NotAModel, NothingCompiled
 from hfgraph.options import Options
 from hfgraph.pipeline import Context
 from hfgraph.report import Report
 
-# An observed run compiles anew; it must not eat the user's own budget of recompilations and fall back to eager.
+# An observed run compiles anew, whatever else was compiled.
 _UNLIMITED: dict[str, Any] = {"recompile_limit": 10_000, "accumulated_recompile_limit": 10_000}
 
 
@@ -40,7 +41,7 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
         raise NotAModel("explain", model)
     _, report = observed(model, args, kwargs, Options(inductor=False))
     if not report.graphs:
-        raise NothingCompiled("explain")
+        raise NothingCompiled("explain", limit_reached(model))
     return report
 
 
@@ -75,10 +76,10 @@ def observing(model: Callable[..., Any], options: Options) -> tuple[Callable[...
 
 @contextmanager
 def fresh_compilation() -> Iterator[None]:
-    """Compile within, without running into the limit of recompilations, and with hfgraph's errors as they are: Dynamo
-    wraps what a backend raises."""
+    """Compile within, without running into the limit of recompilations, and without leaving anything that counts against it; with
+    hfgraph's errors as they are: Dynamo wraps what a backend raises."""
     try:
-        with torch._dynamo.config.patch(_UNLIMITED):
+        with torch._dynamo.config.patch(_UNLIMITED), dropped_afterwards():
             yield
     except BackendCompilerFailed as e:
         if isinstance(e.inner_exception, HfgraphError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from torch.fx import GraphModule
 
@@ -45,6 +46,12 @@ class Done:
     named: list[Event] = field(default_factory=list)
 
 
+class Id(Enum):
+    """Passes that others ask for; what a pass is called is for people."""
+
+    MERGE_EQUAL = auto()
+
+
 @dataclass(frozen=True)
 class Pass:
     """One named step; it changes the graph in place, and leaves it legal for `stage`."""
@@ -52,6 +59,7 @@ class Pass:
     stage: str
     name: str
     run: Callable[[GraphModule, Context], Done]
+    id: Id | None = None
 
 
 def _counted(step: Callable[[GraphModule], int]) -> Callable[[GraphModule, Context], Done]:
@@ -78,7 +86,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("canonical", "one spelling, no no-ops, no hidden mutation", _counted(tidy)),
     Pass("recognise", "spellings become ops", _rewritten("recognise")),
     Pass("recognise", "recurrences get a name", lambda gm, _: Done(named=name_recurrences(gm.graph))),
-    Pass("recognise", "equal values are computed once", _counted(merge_equal)),
+    Pass("recognise", "equal values are computed once", _counted(merge_equal), Id.MERGE_EQUAL),
     Pass("fuse", "neighbouring ops become one", _rewritten("fuse")),
     Pass("merge", "linears of one input become one", _merged),
     Pass("lower", "each op gets its implementation", lambda gm, context: Done(lower(gm, context.options.kernels))),

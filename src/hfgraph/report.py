@@ -19,7 +19,7 @@ from hfgraph.graph.origin import origin
 from hfgraph.graph.replacing import FROM, NOTE, RULES
 from hfgraph.graph.rewrite import Event
 from hfgraph.graph.snapshot import Snapshot, snapshot
-from hfgraph.pipeline import Done, Pass, Row
+from hfgraph.pipeline import Done, Id, Pass, Row
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class GraphReport:
             self.sites += [replace(_site(e, "recognised" if e.reason else "fused", e.fitted), reason="", note=e.reason) for e in done.applied]
         self.sites += [replace(_site(e, "recognised", e.fitted), reason="", note=e.reason) for e in done.named]
         self.sites += [_site(e, "near miss", e.fitted) for e in done.missed]
-        if "computed once" in step.name:
+        if step.id is Id.MERGE_EQUAL:
             self.merged = done.changes
         self._note_rules(step.stage, done)
 

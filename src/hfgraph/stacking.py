@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.fx import GraphModule
 
@@ -61,23 +61,24 @@ class Stack:
             found = self._found(inputs)  # another thread may have been faster
             if found is not None:
                 return found
-            places = [memory(p) for p in parameters]
-            if any(p is None for p in places) or obstacle([p for p in places if p is not None]):
-                self._warn(len(places))
+            places = [place for p in parameters if (place := memory(p)) is not None]
+            reason = obstacle(places) if len(places) == len(parameters) else "it is no plain parameter"
+            if reason is not None:
+                self._warn(len(parameters), reason)
                 return torch.cat([p.detach() for p in parameters])
             block = torch.empty(self.shape, dtype=parameters[0].dtype, device=parameters[0].device)
             _move(parameters, block)
             return block
 
-    def _warn(self, count: int) -> None:
+    def _warn(self, count: int, reason: str) -> None:
         if not self.warned:
-            warnings.warn(_SHARED.format(count=count, shape=self.shape), NotStacked, stacklevel=5)
+            warnings.warn(_REPLACED.format(count=count, shape=self.shape, reason=reason), NotStacked, stacklevel=5)
             self.warned = True
 
 
-_SHARED = (
-    "{count} weights that hfgraph had stacked into one of {shape} were replaced by some whose memory other tensors share. They stay where "
-    "they are and are copied at every call, which is slow. Compile the model again, or give them memory of their own."
+_REPLACED = (
+    "{count} weights that hfgraph had stacked into one of {shape} were replaced, and of a new one {reason}. They stay where "
+    "they are and are copied at every call, which is slow. Compile the model again, or give them memory of their own (weight.data = weight.data.clone())."
 )
 
 
@@ -132,3 +133,14 @@ def fed(compiled: Callable[..., Any], stacks: Sequence[Stack]) -> Callable[..., 
         return compiled(*inputs, *[stack(inputs) for stack in stacks])
 
     return call
+
+
+def stacked(gm: GraphModule) -> set[int]:
+    """Positions of the inputs that a rewritten graph stacks."""
+    parts = {p for n in gm.graph.nodes if STACK in n.meta for p in n.args[0]}
+    return {i for i, p in enumerate(gm.graph.find_nodes(op="placeholder")) if p in parts}
+
+
+def own_weights(inputs: Sequence[Any], positions: Collection[int]) -> list[Any]:
+    """Copies of the parameters at these positions, for a call that must not move those of the model."""
+    return [nn.Parameter(x.detach().clone(), x.requires_grad) if i in positions else x for i, x in enumerate(inputs)]

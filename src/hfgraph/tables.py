@@ -18,7 +18,7 @@ from hfgraph.graph.cost import NOTHING, Work
 if TYPE_CHECKING:
     from hfgraph.breaks import Break
     from hfgraph.report import Report, RuleRow, Site
-    from hfgraph.verifying import Verdict
+    from hfgraph.verdict import Verdict
 
 _WIDTH = 120
 
@@ -143,7 +143,8 @@ def _sites(title: str, rows: list[tuple[Site, int]], columns: tuple[str, ...]) -
 
 def verdict_parts(verdict: Verdict) -> list[RenderableType]:
     """The verdict as tables: outputs, sites, sabotage."""
-    outputs = Table(title=f"verify: {'holds' if verdict.ok else 'DOES NOT HOLD'}", title_justify="left")
+    found = "holds" if verdict.ok else "NOT PROVEN" if verdict.right else "DOES NOT HOLD"
+    outputs = Table(title=f"verify: {found}", title_justify="left")
     for column in ("weights", "side", "output", "error", "allowed", ""):
         outputs.add_column(column)
     for o in verdict.outputs:
@@ -168,7 +169,7 @@ def verdict_parts(verdict: Verdict) -> list[RenderableType]:
             table.add_row(rule, "yes" if caught else "NO")
         parts.append(table)
     parts += [f"a graph was not rewritten: {reason}" for reason in verdict.unrewritten]
-    return parts
+    return [*parts, *verdict.unproven]
 
 
 def verdict_text(verdict: Verdict) -> str:

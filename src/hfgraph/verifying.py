@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,97 +13,40 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
-from hfgraph.backend import check_inputs, inductor
+from hfgraph.backend import built, check_inputs
+from hfgraph.entries import limit_reached
 from hfgraph.errors import NotAModel, NotAvailable, NothingCompiled
 from hfgraph.explaining import fresh_compilation
 from hfgraph.graph.alias import Aliases
 from hfgraph.graph.capture import Uncapturable, capture, copied
+from hfgraph.graph.draws import State, draws, equal_draws, random_state, restore
 from hfgraph.graph.judge import Error, Float64, Recorder, float_tensors, fresh_inputs, judge
 from hfgraph.graph.origin import module_path, site_name
 from hfgraph.graph.replacing import REPLACES, RULES
 from hfgraph.options import Options
 from hfgraph.pipeline import PIPELINE, Context, run
+from hfgraph.stacking import own_weights, stacked
+from hfgraph.verdict import OutputCheck, SiteCheck, Verdict
 
 _NOISE = 0.1
 
 
-@dataclass(frozen=True)
-class OutputCheck:
-    """One output of one graph, on one side, under one set of weights; errors as in `hfgraph.graph.judge.Error`."""
-
-    weights: str  # "perturbed" or "true"
-    side: str  # "rewritten" or "compiled"
-    name: str
-    error: float
-    allowed: float
-    largest: float
-    ok: bool
-
-
-@dataclass(frozen=True)
-class SiteCheck:
-    """The value that a rewritten site computes, against the one it replaced."""
-
-    rule: str
-    module: str
-    error: float
-    allowed: float
-    ok: bool
-
-
-@dataclass
-class Verdict:
-    """What `verify` found. True where everything holds.
-
-    Attributes:
-        outputs: every graph's outputs and written inputs, rewritten and compiled, on perturbed and true weights.
-        sites: the worst comparison of each rewritten site.
-        sabotage: rule -> whether falsifying it was noticed; empty unless asked for.
-        unrewritten: reasons why graphs were left as they were.
-    """
-
-    outputs: list[OutputCheck] = field(default_factory=list)
-    sites: list[SiteCheck] = field(default_factory=list)
-    sabotage: dict[str, bool] = field(default_factory=dict)
-    unrewritten: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return all(o.ok for o in self.outputs) and all(s.ok for s in self.sites) and all(self.sabotage.values())
-
-    @property
-    def max_error(self) -> float:
-        """The largest distance of an output from float64."""
-        return max((o.largest for o in self.outputs), default=0.0)
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; an error that is not finite (a wrong shape, say) is None, which JSON can hold."""
-        return tree_map(_finite, {"ok": self.ok, "max_error": self.max_error, **asdict(self)})
-
-    def __str__(self) -> str:
-        from hfgraph.tables import verdict_text
-
-        return verdict_text(self)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def verify(model: Callable[..., Any], *args: Any, tp: int | None = None, sabotage: bool = False, **kwargs: Any) -> Verdict:
+def verify(
+    model: Callable[..., Any], *args: Any, tp: int | None = None, sabotage: bool = False, options: Mapping[str, Any] | Options | None = None, **kwargs: Any
+) -> Verdict:
     """Prove that hfgraph computes what the model does, on these inputs.
 
     The model runs in eval mode, without gradients. Each of its graphs runs as traced, rewritten, and compiled by
     Inductor, on the same inputs; float64 is the judge. First on weights whose vectors (biases, norm weights) are
-    perturbed, since their initial values hide bugs, then on the true ones; the weights are restored exactly.
+    perturbed, since their initial values hide bugs, then on the true ones; the weights are restored exactly, and stay
+    where they are in memory. Random numbers are the same for all; where a way of running draws others, that is told.
 
     Args:
         sabotage: falsify each applied rule in turn; each must be noticed.
+        options: as of the backend; what holds with them is proved.
 
     Raises:
+        UnknownOption, InvalidOption, UnknownRule, UnknownKernel, ContradictoryOptions: what is wrong with `options`.
         NotAModel, NothingCompiled, NotAvailable, and what the backend raises.
     """
     if not callable(model):
@@ -112,7 +54,7 @@ def verify(model: Callable[..., Any], *args: Any, tp: int | None = None, sabotag
     if tp is not None:
         raise NotAvailable("verify(tp=...)", "hfgraph does not shard models yet", "leave tp out to verify one process")
     verdict = Verdict()
-    observer = _Observer(verdict, sabotage)
+    observer = _Observer(verdict, sabotage, Options.of(options))
     with torch.no_grad(), _in_eval(model), fresh_compilation():
         compiled = torch.compile(model, backend=observer.backend)
         if isinstance(model, nn.Module):
@@ -122,7 +64,7 @@ def verify(model: Callable[..., Any], *args: Any, tp: int | None = None, sabotag
         observer.weights, observer.sabotage = "true", sabotage and not isinstance(model, nn.Module)
         compiled(*_own(args), **_own(kwargs))
     if not observer.graphs:
-        raise NothingCompiled("verify")
+        raise NothingCompiled("verify", limit_reached(model))
     verdict.sites = list(observer.worst.values())
     return verdict
 
@@ -162,9 +104,10 @@ def _perturbed(model: nn.Module) -> Iterator[None]:
 class _Observer:
     """A backend that runs every graph in all ways, compares, and goes on with what the model itself computes."""
 
-    def __init__(self, verdict: Verdict, sabotage: bool) -> None:
+    def __init__(self, verdict: Verdict, sabotage: bool, options: Options) -> None:
         self.verdict = verdict
         self.sabotage = sabotage
+        self.options = options
         self.weights = "true"
         self.graphs = 0
         self.worst: dict[tuple[int, str], SiteCheck] = {}
@@ -178,35 +121,54 @@ class _Observer:
         except Uncapturable as e:
             self.verdict.unrewritten.append(str(e))
             return gm
-        run(canonical, Context(Options()), PIPELINE[:1])
-        rewritten = _rewritten(canonical)
-        compiled = inductor(copied(rewritten), example_inputs, Options(), None)
+        run(canonical, Context(self.options), PIPELINE[:1])
+        rewritten = self.rewritten(canonical)
+        weights, written = stacked(rewritten), _written_inputs(canonical)
+        compiled = built(copied(rewritten), example_inputs, _as_eager_draws(self.options, canonical), None)
+
+        def moved(*inputs: Any) -> Any:
+            return compiled(*own_weights(inputs, weights))
 
         def observed(*inputs: Any) -> Any:
-            self.compare(number, gm, canonical, rewritten, compiled, inputs)
+            calls = _Calls(inputs, written, random_state())
+            self.compare(number, calls, gm, canonical, rewritten, moved)
+            restore(calls.start)
             return gm(*inputs)
 
         return observed
 
-    def compare(
-        self, number: int, gm: GraphModule, canonical: GraphModule, rewritten: GraphModule, compiled: Callable[..., Any], inputs: Sequence[Any]
-    ) -> None:
-        written = _written_inputs(canonical)
+    def rewritten(self, canonical: GraphModule, sabotage: str | None = None) -> GraphModule:
+        gm = copied(canonical)
+        run(gm, Context(self.options, sabotage=sabotage))
+        return gm
+
+    def compare(self, number: int, calls: _Calls, gm: GraphModule, canonical: GraphModule, rewritten: GraphModule, compiled: Callable[..., Any]) -> None:
         sites = _sites(rewritten)
         names = {n: n for n in sites.values()}
-        eager = _outcome(gm, inputs, written)
         reference, judged, mine = Recorder(canonical, names), Float64(canonical, names), Recorder(rewritten, sites)
-        _outcome(reference.run, inputs, written)
-        exact = _outcome(judged.run, inputs, written)
-        for side, got in (("rewritten", _outcome(mine.run, inputs, written)), ("compiled", _outcome(compiled, inputs, written))):
-            for i, (g, e, x) in enumerate(zip(got, eager, exact, strict=True)):
-                self.verdict.outputs.append(_output(self.weights, side, f"graph {number}, output {i}", judge(g, e, x)))
+        eager, exact, got = calls.outcome(gm), calls.outcome(judged.run), calls.outcome(mine.run)
+        if not self.comparable(number, eager, {"as traced": calls.outcome(reference.run), "in float64": exact, "rewritten": got}):
+            return
+        self.note(number, "rewritten", got, eager, exact)
+        got = calls.outcome(compiled)
+        if self.comparable(number, eager, {"compiled": got}):
+            self.note(number, "compiled", got, eager, exact)
         for node in rewritten.graph.nodes:
             if node.name in sites:
                 key = sites[node.name]
                 self.keep_worst(number, key, site_name(node), module_path(node), judge(mine.recorded[key], reference.recorded[key], judged.recorded[key]))
         if self.sabotage:
-            self.falsify(canonical, inputs, written, eager, exact, reference.recorded, judged.recorded)
+            self.falsify(canonical, calls, eager, exact, reference.recorded, judged.recorded)
+
+    def note(self, number: int, side: str, got: _Outcome, eager: _Outcome, exact: _Outcome) -> None:
+        for i, values in enumerate(zip(got.values, eager.values, exact.values, strict=True)):
+            self.verdict.outputs.append(_output(self.weights, side, f"graph {number}, output {i}", judge(*values)))
+
+    def comparable(self, number: int, eager: _Outcome, ways: Mapping[str, _Outcome]) -> bool:
+        """Whether all have drawn the random numbers that eager has; if not, takes that down."""
+        others = [way for way, outcome in ways.items() if not equal_draws(outcome.state, eager.state)]
+        self.verdict.unproven += [line for way in others if (line := _OTHER_DRAWS.format(number=number, way=way)) not in self.verdict.unproven]
+        return not others
 
     def keep_worst(self, number: int, key: str, rule: str, module: str, found: Error) -> None:
         check = SiteCheck(rule, module, found.error, found.allowed, found.ok)
@@ -214,28 +176,29 @@ class _Observer:
         if known is None or (known.ok, -known.error) > (check.ok, -check.error):
             self.worst[number, key] = check
 
-    def falsify(
-        self, canonical: GraphModule, inputs: Sequence[Any], written: set[int], eager: list[Tensor], exact: list[Tensor],
-        reference: dict[str, Any], judged: dict[str, Any],
-    ) -> None:  # fmt: skip
+    def falsify(self, canonical: GraphModule, calls: _Calls, eager: _Outcome, exact: _Outcome, reference: dict[str, Any], judged: dict[str, Any]) -> None:
         """Falsify each rule that this graph uses; a wrong output or a wrong site is a catch."""
-        for rule in sorted({r for n in _rewritten(canonical).graph.nodes for r in n.meta.get(RULES, ())}):
+        for rule in sorted({r for n in self.rewritten(canonical).graph.nodes for r in n.meta.get(RULES, ())}):
             if self.verdict.sabotage.get(rule):
                 continue
-            wrong = _rewritten(canonical, sabotage=rule)
+            wrong = self.rewritten(canonical, sabotage=rule)
             sites = _sites(wrong)
             mine = Recorder(wrong, sites)
-            got = _outcome(mine.run, inputs, written)
-            caught = not all(judge(g, e, x).ok for g, e, x in zip(got, eager, exact, strict=True))
+            got = calls.outcome(mine.run)
+            caught = not all(judge(*values).ok for values in zip(got.values, eager.values, exact.values, strict=True))
             known = [k for k in sites.values() if k in reference]
             caught = caught or not all(judge(mine.recorded[k], reference[k], judged[k]).ok for k in known)
             self.verdict.sabotage[rule] = caught
 
 
-def _rewritten(canonical: GraphModule, sabotage: str | None = None) -> GraphModule:
-    gm = copied(canonical)
-    run(gm, Context(Options(), sabotage=sabotage))
-    return gm
+_OTHER_DRAWS = "graph {number} draws random numbers, and {way} it draws others than eager does: numbers cannot tell whether it is right"
+
+
+def _as_eager_draws(options: Options, canonical: GraphModule) -> Options:
+    """Inductor has random numbers of its own, unless it is told to draw as eager does; a user who says otherwise is heard."""
+    if not (options.inductor and draws(canonical.graph)):
+        return options
+    return replace(options, inductor_config={"fallback_random": True, **options.inductor_config})
 
 
 def _sites(rewritten: GraphModule) -> dict[str, str]:
@@ -248,11 +211,27 @@ def _written_inputs(canonical: GraphModule) -> set[int]:
     return {i for i, n in enumerate(n for n in canonical.graph.nodes if n.op == "placeholder") if aliases.is_written(n)}
 
 
-def _outcome(function: Callable[..., Any], inputs: Sequence[Any], written: set[int]) -> list[Tensor]:
-    """What a call returns, and what it leaves in the inputs that it writes."""
-    given = fresh_inputs(inputs, written)
-    outputs = float_tensors(function(*given))
-    return [o.detach().clone() for o in outputs] + [given[i] for i in sorted(written)]
+@dataclass(frozen=True)
+class _Outcome:
+    """What a call returns and leaves in the inputs that it writes, and the state in which it leaves the random generators."""
+
+    values: list[Tensor]
+    state: State
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """What every way of running a graph begins with."""
+
+    inputs: Sequence[Any]
+    written: set[int]
+    start: State
+
+    def outcome(self, function: Callable[..., Any]) -> _Outcome:
+        restore(self.start)
+        given = fresh_inputs(self.inputs, self.written)
+        outputs = float_tensors(function(*given))
+        return _Outcome([o.detach().clone() for o in outputs] + [given[i] for i in sorted(self.written)], random_state())
 
 
 def _output(weights: str, side: str, name: str, found: Error) -> OutputCheck:

@@ -27,7 +27,7 @@ from hfgraph.options import Options
 from hfgraph.report import Report
 from hfgraph.zoo.expected import KINDS, run
 from hfgraph.zoo.expected.watch import Counts, Places, Watch
-from hfgraph.zoo.record import Miss, Record, account, farthest, found_sites, match
+from hfgraph.zoo.record import Miss, Record, account, farthest, found_sites, installed, match, placed
 from hfgraph.zoo.table import Coverage
 
 TABLE = Path(__file__).with_name("image_records.json")
@@ -71,7 +71,7 @@ def see(name: str, model: nn.Module, inputs: Given) -> Seen:
     f, report = rewritten(model)
     with one_graph(name):
         got = logits(f, inputs)
-    record = Record(name, type(model).__name__, "vlm", source_digest())
+    record = Record(name, type(model).__name__, "vlm", source_digest(), installed())
     account(record, expected, report)
     _account_for_patches(record, expected[PATCHES], report)
     for i, m in enumerate(record.missed):
@@ -87,12 +87,12 @@ def rewritten(model: nn.Module, **options: Any) -> tuple[Callable[..., Any], Rep
 
 
 def _account_for_patches(record: Record, expected: Counter[str], report: Report) -> None:
-    sites = Counter(s.module for s in report.sites if s.rule == "patch_embedding" and s.status == "recognised")
+    sites = Counter(modules for s, modules in placed(report) if s.rule == "patch_embedding" and s.status == "recognised")
     if expected or sites:
         record.expected[PATCHES], record.found[PATCHES] = expected.total(), sites.total()
     near = {s.module: s.reason for s in report.near_misses if s.rule == "patch_embedding"}
     nothing = _NOTHING if record.graphs == 1 else f"{_NOTHING}, {_BETWEEN}"
-    for module, n in sorted(match(expected, sites)[0].items()):
+    for module, n in sorted(match(expected, sites, whole=record.graphs == 1)[0].items()):
         record.missed.append(Miss(PATCHES, module, n, next((near[end] for end in near if module.endswith(end)), nothing)))
 
 
@@ -100,7 +100,7 @@ def _reason(miss: Miss, expected: Counter[str], report: Report, unused: Callable
     """Better than that nothing comes near, where it is known."""
     if miss.reason.startswith(_NOTHING) and unused():
         return _UNUSED
-    sites = match(expected, found_sites(miss.kind, report))[1] if miss.kind in KINDS else ()
+    sites = match(expected, found_sites(miss.kind, report), whole=False)[1] if miss.kind in KINDS else ()
     bare = [site for site in sites if "." not in site]
     if miss.reason.endswith(_BETWEEN) and bare:
         return f"found after a graph break, where Dynamo knows its module as {bare[0]} alone"

@@ -557,43 +557,6 @@ def test_model_on_the_meta_device() -> None:
         compiled(model)(torch.zeros(1, 5, dtype=torch.long, device="meta"), use_cache=False)
 
 
-def fake_graph(**devices: str) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-    """A graph with one input per name, on the device given; fake, so that no device is needed."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    graph = torch.fx.Graph()
-    inputs = [graph.placeholder(name) for name in devices]
-    graph.output(tuple(inputs))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        tensors = [torch.empty(() if n.startswith("scalar") else (2, 3), device=d) for n, d in devices.items()]
-    return torch.fx.GraphModule(nn.Module(), graph), tensors
-
-
-def test_mixed_devices() -> None:
-    """The message names a tensor on each device, by the name that its owner gave it."""
-    from hfgraph.backend import check_inputs
-    from hfgraph.errors import MixedDevices
-
-    with pytest.raises(MixedDevices, match=r"2 devices \(cpu: model.norm.weight; cuda:0: input_ids_?\)"):
-        check_inputs(*fake_graph(l_self_modules_model_modules_norm_parameters_weight_="cpu", input_ids_="cuda:0"))
-    with pytest.raises(MixedDevices, match="2 devices"):
-        check_inputs(*fake_graph(x="cuda:0", y="cuda:1"))
-
-
-def test_numbers_on_the_cpu_beside_an_accelerator_are_no_mix() -> None:
-    from hfgraph.backend import check_inputs
-
-    check_inputs(*fake_graph(x="cuda:0", y="cuda:0", scalar_eps="cpu"))
-
-
-def test_meta_inputs_are_named() -> None:
-    from hfgraph.backend import check_inputs
-    from hfgraph.errors import MetaModel
-
-    with pytest.raises(MetaModel, match=r"1 tensors are on the meta device.*\(lm_head.weight\)"):
-        check_inputs(*fake_graph(l_self_modules_lm_head_parameters_weight_="meta", x="cpu"))
-
-
 @pytest.mark.parametrize("call", [hfgraph.explain, hfgraph.verify])
 def test_something_that_is_no_model(call: Callable[..., Any]) -> None:
     with pytest.raises(HfgraphError, match=r"takes a torch\.nn\.Module or a function as its first argument, not str"):

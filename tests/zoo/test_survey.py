@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from hfgraph import cli, zoo
+from hfgraph import cli, versions, zoo
 from hfgraph.errors import NotACoverageTable, UnknownArchitecture
+from hfgraph.tables import render
 from hfgraph.zoo import survey as module
 from hfgraph.zoo.record import Miss, Record, match
-from hfgraph.zoo.show import cell, missed, wrong
+from hfgraph.zoo.show import cell, families, missed, parts, surplus, wrong
 from hfgraph.zoo.survey import survey
 from hfgraph.zoo.table import Coverage, Share
 
 
 def made_up(name: str, **given: Any) -> Record:
-    return Record(name, "A", given.pop("family", "causal"), module.source_digest(), **given)
+    return Record(name, "A", given.pop("family", "causal"), module.source_digest(), module.installed(), **given)
 
 
 def quick(name: str) -> Record:
@@ -91,11 +92,29 @@ def test_it_goes_on_where_it_was(here: None, tmp_path: Path, monkeypatch: pytest
     changed["models"]["opt"]["sources"] = "of yesterday"
     file.write_text(json.dumps(changed))
     assert again("opt", "llama") == ["opt"]
-    monkeypatch.setattr(module.versions, "installed", lambda package: "0.1")
-    assert again("opt", "llama") == ["opt", "llama"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"models": {}}', '{"versions": {}, "models": {"a": {}}}', '{"versions": {}, "models": {"a": {"nme": 1}}}'])
+def test_another_version_is_examined_anew_and_changes_no_other_record(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each record says with what it was made, and so which are of yesterday."""
+    file = tmp_path / "c.json"
+    survey(["opt", "bart"], jobs=1, file=file)
+    before = Coverage.load(file).records["bart"]
+    monkeypatch.setattr(versions, "installed", lambda package: "0.1")
+    survey(["opt"], jobs=1, file=file)
+    table = Coverage.load(file)
+    assert table.records["opt"].versions == {"torch": "0.1", "transformers": "0.1"} and table.records["bart"] == before
+    assert table.stale(["opt", "bart"], module.source_digest(), module.installed()) == ["bart"]
+    assert sorted(table.versions.values()) == [1, 1] and "torch 0.1, transformers 0.1" in table.versions
+
+
+def test_a_file_that_names_the_versions_once_is_read(tmp_path: Path) -> None:
+    record = made_up("opt").to_dict()
+    del record["versions"], record["surplus"]
+    (tmp_path / "old.json").write_text(json.dumps({"versions": {"torch": "2"}, "models": {"opt": record}}))
+    assert Coverage.load(tmp_path / "old.json").records["opt"].versions == {"torch": "2"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"models": []}', '{"versions": {}}', '{"models": {"a": {}}}', '{"versions": {}, "models": {"a": {"nme": 1}}}'])
 def test_another_file_is_refused_before_any_work(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "notes.json"
     file.write_text(text)
@@ -107,7 +126,7 @@ def test_another_file_is_refused_before_any_work(text: str, tmp_path: Path, caps
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     miss = Miss("attention", "a.b", 1, "why")
-    table = Coverage({"x": made_up("x", expected={"attention": 2}, missed=[miss], breaks=["so"])}, {"torch": "2"})
+    table = Coverage({"x": made_up("x", expected={"attention": 2}, missed=[miss], surplus={"norm": {"a": 1}}, breaks=["so"])})
     table.save(tmp_path / "t.json")
     assert Coverage.load(tmp_path / "t.json") == table
 
@@ -129,17 +148,54 @@ def test_misses_with_one_reason_are_one_row() -> None:
     assert list(missed(Coverage({"x": record}))) == [("x", "norm", "a.0 and 1 more", "3", "r"), ("x", "norm", "a.2", "1", "s")]
 
 
+def test_what_is_found_where_none_is_expected_is_listed() -> None:
+    record = made_up("x", surplus={"norm": {"a.gate": 2}})
+    assert list(surplus(Coverage({"x": record}))) == [("x", "norm", "a.gate", "2")]
+    assert "Found where none is expected" in render(parts(Coverage({"x": record})))
+    assert "Found where none is expected" not in render(parts(Coverage({"x": made_up("x")})))
+
+
+def test_models_that_trace_in_one_graph_have_a_column_of_their_own() -> None:
+    """Shares are theirs, and not those of all."""
+    table = Coverage({r.name: r for r in (made_up("one", graphs=1), made_up("two", graphs=3), made_up("failed", failed="no"))})
+    assert table.families == {"causal": 3} and table.in_one_graph == {"causal": 1}
+    row = next(line for line in render([families(table)]).splitlines() if "causal" in line)
+    assert [c.strip() for c in row.strip("│").split("│")][:3] == ["causal", "3", "1"]
+
+
 @pytest.mark.parametrize(
     ("expected", "found", "left", "beyond"),
     [
-        ({"l.norm": 1}, {"l": 1}, {}, {}),  # its caller multiplies by the weight
-        ({"l.norm": 1}, {"l.gate": 1}, {}, {}),  # so does what stands beside it
-        ({"l.a": 1, "l.b": 1}, {"l.a": 2}, {"l.b": 1}, {"l.a": 1}),  # where something is expected of its own, no more may be found
-        ({"x.l.norm": 2}, {"norm": 1, "l.norm": 1}, {}, {}),  # after graph breaks
-        ({"x.l.norm": 1, "x.k.norm": 1}, {"l": 1, "k.gate": 1}, {}, {}),  # both at once
-        ({"x.l.norm": 1}, {"xnorm": 1}, {"x.l.norm": 1}, {"xnorm": 1}),
-        ({"": 1}, {"a.b": 1}, {}, {}),  # a function outside of any module
+        ({"l.norm": 1}, {("l", "l.norm"): 1}, {}, {}),  # its caller multiplies by the weight
+        ({"l.norm": 1}, {("l.gate", "l.norm"): 1}, {}, {}),  # so does what stands beside it
+        ({"l.in_norm": 1}, {("l.gate_norm",): 1}, {"l.in_norm": 1}, {"l.gate_norm": 1}),  # beside it, and nothing of it
+        ({"l.norm": 1}, {("l",): 1}, {"l.norm": 1}, {"l": 1}),  # around it, and nothing of it
+        ({"l.norm": 1}, {("",): 1}, {"l.norm": 1}, {"": 1}),  # outside of any module
+        ({"l.attn": 1}, {("l.attn.self",): 1}, {}, {}),  # what a module calls is its own
+        ({"l.attn": 1}, {("l", "l.mamba.in", "l.attn.q"): 1}, {}, {}),  # more linears read the value than those that were expected
+        ({"l.a": 1, "l.b": 1}, {("l.a", "l.b"): 2}, {}, {}),  # either may be meant
+        ({"x.l.norm": 1}, {("norm",): 1}, {"x.l.norm": 1}, {"norm": 1}),  # in one graph paths are whole
+        ({"": 1}, {("",): 1}, {}, {}),  # a function outside of any module
+        ({"": 1}, {("a.b",): 1}, {"": 1}, {"a.b": 1}),
     ],
 )
-def test_sites_are_matched_by_module(expected: dict[str, int], found: dict[str, int], left: dict[str, int], beyond: dict[str, int]) -> None:
-    assert match(Counter(expected), Counter(found)) == (Counter(left), Counter(beyond))
+def test_sites_are_matched_by_module(expected: dict[str, int], found: dict[tuple[str, ...], int], left: dict[str, int], beyond: dict[str, int]) -> None:
+    assert match(Counter(expected), Counter(found), whole=True) == (Counter(left), Counter(beyond))
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "left", "beyond"),
+    [
+        ({"x.l.norm": 2}, {("norm",): 1, ("l.norm",): 1}, {}, {}),  # below the function that goes on
+        ({"x.l.attn": 1}, {("attn.q", "attn.k"): 1}, {}, {}),  # the same, within
+        ({"x.l.norm": 1, "x.k.norm": 1}, {("l", "l.norm"): 1, ("k.gate", "k.norm"): 1}, {}, {}),
+        ({"y.attn.k": 1, "x.attn": 1}, {("attn", "attn.k"): 1}, {"y.attn.k": 1}, {}),  # its own module says more than those of its nodes
+        ({"x.l.norm": 1}, {("",): 1}, {}, {}),  # Dynamo does not know where
+        ({"x.l.norm": 1}, {("xnorm",): 1}, {"x.l.norm": 1}, {"xnorm": 1}),
+        ({"x.l.in_norm": 1}, {("l.gate_norm",): 1}, {"x.l.in_norm": 1}, {"l.gate_norm": 1}),
+    ],
+)
+def test_sites_of_parts_are_matched_by_the_tail_of_their_path(
+    expected: dict[str, int], found: dict[tuple[str, ...], int], left: dict[str, int], beyond: dict[str, int]
+) -> None:
+    assert match(Counter(expected), Counter(found), whole=False) == (Counter(left), Counter(beyond))

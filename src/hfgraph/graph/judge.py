@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hfgraph.graph.values import val
+from hfgraph.graph.draws import equal_draws, random_state, restore
+from hfgraph.graph.values import is_random, val
 
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
 # A value may be off by 1.2 times what eager itself is off, plus a share of the values' size. The share covers another
@@ -41,15 +42,21 @@ class Recorder(Interpreter):
 
 
 class Float64(Recorder):
-    """Runs a graph with every float in float64. An operator that has no float64 kernel runs in its own dtypes."""
+    """Runs a graph with every float in float64. An operator that has no float64 kernel runs in its own dtypes, and so does one that draws
+    random numbers, for in float64 it would draw others."""
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         wide_args, wide_kwargs = tree_map(_widened, (args, kwargs))
+        before = random_state() if is_random(target) else None
         try:
-            return super().call_function(target, wide_args, wide_kwargs)
+            value = super().call_function(target, wide_args, wide_kwargs)
+            if before is None or equal_draws(before, random_state()):
+                return value
+            restore(before)
         except (RuntimeError, NotImplementedError):
-            narrow_args, narrow_kwargs = self._as_traced(args, kwargs)
-            return tree_map(_widened, super().call_function(target, narrow_args, narrow_kwargs))
+            pass
+        narrow_args, narrow_kwargs = self._as_traced(args, kwargs)
+        return tree_map(_widened, super().call_function(target, narrow_args, narrow_kwargs))
 
     def run_node(self, n: Node) -> Any:
         self._node = n

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MEMORY = "hfgraph_memory"  # meta key of a placeholder that holds a plain parameter
 STACK = "hfgraph_stack"  # meta key of a node that stacks parameters: in memory they are to lie like that
@@ -20,6 +20,7 @@ class Memory(NamedTuple):
         storage: identity of the storage; `tensors` says how many tensors lie in it.
         start, size: the parameter's own bytes in it.
         trained: it requires gradients.
+        bound: why it cannot move, whatever torch itself holds of it; empty where it can.
     """
 
     storage: int
@@ -27,6 +28,7 @@ class Memory(NamedTuple):
     start: int
     size: int
     trained: bool
+    bound: str = ""
 
 
 def memory(value: Any) -> Memory | None:
@@ -36,7 +38,18 @@ def memory(value: Any) -> Memory | None:
     storage = value.untyped_storage()
     tensors = torch._C._storage_Use_Count(storage._cdata) - 1  # `storage` itself is one
     size = value.element_size()
-    return Memory(storage._cdata, tensors, int(value.storage_offset()) * size, value.numel() * size, value.requires_grad)
+    return Memory(storage._cdata, tensors, int(value.storage_offset()) * size, value.numel() * size, value.requires_grad, _bound(value))
+
+
+def _bound(value: Tensor) -> str:
+    """Why a parameter has to stay where it lies: who else sees that memory does not show in how many tensors lie in it."""
+    storage = value.untyped_storage()
+    if value.device.type == "cpu" and storage.is_shared():  # of memory on a GPU torch always says that it is shared
+        return "other processes share its memory and would not follow"
+    if value.is_pinned():
+        return "its memory is pinned, and a new block would not be"
+    # Arrays, DLPack, mapped files, memory of another process on a GPU: torch was handed it, and only what it allocates itself it can resize.
+    return "" if storage.resizable() else "its memory is an array's or a mapped file's, not torch's own (weight.data = weight.data.clone() gives it some)"
 
 
 def are_adjacent(parts: Sequence[Memory]) -> bool:
@@ -54,6 +67,8 @@ def obstacle(parts: Sequence[Memory]) -> str | None:
     """Why these cannot become one block: someone else sees their memory, and would go on seeing the old one."""
     if are_adjacent(parts):
         return None
+    if bound := next((p.bound for p in parts if p.bound), ""):
+        return bound
     for storage in {p.storage for p in parts}:
         inside = [p for p in parts if p.storage == storage]
         if inside[0].tensors != len(inside):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hfgraph import versions
 from hfgraph.backend import source_digest
 from hfgraph.explaining import observed
 from hfgraph.models import sentence
 from hfgraph.options import Options
-from hfgraph.report import Report
+from hfgraph.report import Report, Site
 from hfgraph.zoo import models
 from hfgraph.zoo.expected import KINDS, run
 
@@ -29,6 +31,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "moe": ("moe",),
     "merged": ("merged_linear",),
 }
+Modules = tuple[str, ...]  # of a site: its own, then those in which the nodes were made that it stands for
 _NOTHING = "nothing in the graph comes near"
 
 
@@ -48,7 +51,9 @@ class Record:
 
     Attributes:
         sources: a digest of the hfgraph that saw it.
+        versions: of torch and transformers, with which it was seen.
         expected, found: sites by kind; rotations count tensors.
+        surplus: sites found where none are expected, by kind and module.
         counts: sites by the op or rule that the report counts them as.
         graphs: that one call of the model runs.
         breaks: why Dynamo ended a graph, where it did.
@@ -61,9 +66,11 @@ class Record:
     model: str
     family: str
     sources: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
     expected: dict[str, int] = field(default_factory=dict)
     found: dict[str, int] = field(default_factory=dict)
     missed: list[Miss] = field(default_factory=list)
+    surplus: dict[str, dict[str, int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     graphs: int = 0
     breaks: list[str] = field(default_factory=list)
@@ -86,7 +93,7 @@ def examine(name: str, *, seed: int = SEED) -> Record:
     Raises:
         UnknownArchitecture: there is no such entry.
     """
-    record = Record(name, models.class_name(name), models.family(name), source_digest())
+    record = begun(name)
     try:
         model, inputs = models.build(name, seed), models.inputs(name, BATCH, LENGTH, seed)
         with torch.no_grad():
@@ -95,6 +102,16 @@ def examine(name: str, *, seed: int = SEED) -> Record:
     except Exception as e:  # whatever a model of another library raises is what this table is there to show
         record.failed = f"{type(e).__name__}: {sentence(e)}"
     return record
+
+
+def begun(name: str) -> Record:
+    """A record of which nothing is known yet but what it is made with."""
+    return Record(name, models.class_name(name), models.family(name), source_digest(), installed())
+
+
+def installed() -> dict[str, str]:
+    """Versions of what decides, besides hfgraph, what is seen."""
+    return {p: v for p in ("torch", "transformers") if (v := versions.installed(p)) is not None}
 
 
 def _compare(record: Record, model: nn.Module, inputs: Mapping[str, Any]) -> None:
@@ -122,7 +139,9 @@ def account(record: Record, expected: Mapping[str, Counter[str]], report: Report
         sites = found_sites(kind, report)
         if expected[kind] or sites:
             record.expected[kind], record.found[kind] = expected[kind].total(), sites.total()
-        left, _ = match(expected[kind], sites)
+        left, beyond = match(expected[kind], sites, whole=record.graphs == 1)
+        if beyond:
+            record.surplus[kind] = dict(sorted(beyond.items()))
         record.missed += [Miss(kind, module, n, _reason(kind, module, report)) for module, n in sorted(left.items())]
 
 
@@ -131,51 +150,79 @@ def farthest(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
 
 
-def found_sites(kind: str, report: Report) -> Counter[str]:
+def found_sites(kind: str, report: Report) -> Counter[Modules]:
     """Sites of one kind by module; of rotations, the tensors that they turn; of gated MLPs, also those inside of experts."""
-    found: Counter[str] = Counter()
-    for site in report.sites:
+    found: Counter[Modules] = Counter()
+    for site, modules in placed(report):
         if site.rule in RULES[kind] and site.status == ("fused" if kind == "merged" else "recognised"):
-            found[site.module] += 2 if "rope" in site.steps else 1
+            found[modules] += 2 if "rope" in site.steps else 1
         elif kind == "glu" and (site.rule, site.status) == ("moe", "recognised") and any(step.startswith("glu") for step in site.steps):
-            found[site.module] += 1
+            found[modules] += 1
     return found
 
 
-def match(expected: Counter[str], found: Counter[str]) -> tuple[Counter[str], Counter[str]]:
+def placed(report: Report) -> Iterator[tuple[Site, Modules]]:
+    """Every site, and the modules that it has to do with."""
+    for graph in report.graphs:
+        made_in = {n.name: n.module for n in graph.before.nodes}
+        for site in graph.sites * graph.calls:
+            yield site, tuple(dict.fromkeys((site.module, *(made_in.get(n, "") for n in site.nodes))))
+
+
+def match(expected: Counter[str], found: Counter[Modules], *, whole: bool) -> tuple[Counter[str], Counter[str]]:
     """Sites expected and not found, and the other way round, by module path.
 
-    A site may give the tail of a path: after a graph break Dynamo knows a module only by its path below the function that
-    it resumes in. What is left then may lie where the result is used, around the other module or beside it, if nothing is expected there.
+    Only a site that has to do with a module is taken for what that one computes: it is its own, or some of its nodes are, or those of a
+    module within. After a graph break Dynamo knows a module by its path below the function that it resumes in, or not at all.
+
+    Args:
+        whole: one graph holds the model, and every path is known.
     """
     left, beyond = expected.copy(), found.copy()
-    for fits in (_same, _tail, _nested, _beside):
-        for site in sorted(beyond, key=len, reverse=True):
-            if fits is _beside and site in expected:
-                continue
+    for fits in (*_FITS, *(() if whole else _FITS_OF_PARTS)):
+        for site in sorted(beyond, key=lambda s: len(s[0]), reverse=True):
             for path in left:
                 if fits(path, site):
                     taken = min(beyond[site], left[path])
                     left[path] -= taken
                     beyond[site] -= taken
-    return +left, +beyond
+    surplus: Counter[str] = Counter()
+    for site, n in beyond.items():
+        surplus[site[0]] += n
+    return +left, +surplus
 
 
-def _same(path: str, site: str) -> bool:
-    return path == site
+def _same(path: str, site: Modules) -> bool:
+    return path == site[0]
 
 
-def _tail(path: str, site: str) -> bool:
-    return not site or path.endswith(f".{site}")
+def _of_nodes(path: str, site: Modules) -> bool:
+    return path in site
 
 
-def _nested(path: str, site: str) -> bool:
-    return f".{site}." in f".{path}" or site.startswith(f"{path}.") or not path
+def _within(path: str, site: Modules) -> bool:
+    return path != "" and any(m.startswith(f"{path}.") for m in site)
 
 
-def _beside(path: str, site: str) -> bool:
-    around, around_site = path.rpartition(".")[0], site.rpartition(".")[0]
-    return around == around_site or (around_site != "" and around.endswith(f".{around_site}"))
+def _own_tail(path: str, site: Modules) -> bool:
+    return site[0] != "" and path.endswith(f".{site[0]}")
+
+
+def _tail(path: str, site: Modules) -> bool:
+    return any(path.endswith(f".{m}") for m in site if m)
+
+
+def _within_tail(path: str, site: Modules) -> bool:
+    return any(path.endswith(f".{head}") for m in site if m for head in accumulate(m.split("."), "{}.{}".format))
+
+
+def _unknown(_: str, site: Modules) -> bool:
+    return site[0] == ""
+
+
+# From what is certain to what is likely.
+_FITS = (_same, _of_nodes, _within)
+_FITS_OF_PARTS = (_own_tail, _tail, _within_tail, _unknown)
 
 
 def _reason(kind: str, module: str, report: Report) -> str:

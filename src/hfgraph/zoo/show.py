@@ -20,6 +20,9 @@ def parts(coverage: Coverage) -> list[RenderableType]:
     misses = list(missed(coverage))
     if misses:
         found.append(_table("Not found", ("architecture", "kind", "module", "sites", "reason"), misses))
+    beyond = list(surplus(coverage))
+    if beyond:
+        found.append(_table("Found where none is expected", ("architecture", "kind", "module", "sites"), beyond))
     breaks = list(broken(coverage))
     if breaks:
         found.append(_table("More than one graph", ("architecture", "graphs", "reason"), breaks))
@@ -28,8 +31,9 @@ def parts(coverage: Coverage) -> list[RenderableType]:
 
 def families(coverage: Coverage) -> Table:
     """Shares of the models that trace in one graph."""
-    rows = [(f, str(n), *(str(coverage.share(kind, f)) for kind in KINDS)) for f, n in coverage.families.items()]
-    return _table("Found, of what models that trace in one graph compute", ("family", "models", *KINDS), rows)
+    whole = coverage.in_one_graph
+    rows = [(f, str(n), str(whole[f]), *(str(coverage.share(kind, f)) for kind in KINDS)) for f, n in coverage.families.items()]
+    return _table("Found, of what models that trace in one graph compute", ("family", "models", "in one graph", *KINDS), rows)
 
 
 def _architectures(coverage: Coverage) -> Table:
@@ -56,6 +60,12 @@ def missed(coverage: Coverage) -> Iterator[tuple[str, str, str, str, str]]:
             yield record.name, kind, f"{first} and {len(more)} more" if more else first, str(count), reason
 
 
+def surplus(coverage: Coverage) -> Iterator[tuple[str, str, str, str]]:
+    """Architecture, kind, module, sites: what is found and was not counted in eager mode."""
+    for record in _sorted(coverage):
+        yield from ((record.name, kind, module, str(n)) for kind, sites in record.surplus.items() for module, n in sites.items())
+
+
 def broken(coverage: Coverage) -> Iterator[tuple[str, str, str]]:
     """Architecture, graphs, and why Dynamo ended them: one row for each kind of break."""
     for record in _sorted(coverage):
@@ -77,7 +87,7 @@ def _sorted(coverage: Coverage) -> list[Record]:
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right" if column in ("graphs", "models", "sites", "error", *KINDS) else "left")
+        table.add_column(column, justify="right" if column in ("graphs", "models", "in one graph", "sites", "error", *KINDS) else "left")
     for row in rows:
         table.add_row(*row)
     return table

@@ -9,16 +9,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
-from hfgraph import models, versions
+from hfgraph import models
 from hfgraph.backend import source_digest
-from hfgraph.zoo.models import class_name, family
-from hfgraph.zoo.record import Record, examine
+from hfgraph.zoo.record import Record, begun, examine, installed
 from hfgraph.zoo.table import Coverage
 
 Say = Callable[[str, int, int], None]  # what was done last, models done, models in all
-_PACKAGES = ("torch", "transformers")
 
 
 def survey(names: Sequence[str], *, jobs: int, file: Path | None = None, say: Say = lambda *_: None) -> Coverage:
@@ -31,11 +30,8 @@ def survey(names: Sequence[str], *, jobs: int, file: Path | None = None, say: Sa
     Raises:
         NotACoverageTable: `file` is something else.
     """
-    installed = {p: v for p in _PACKAGES if (v := versions.installed(p)) is not None}
     known = Coverage.load(file) if file is not None and file.exists() else Coverage()
-    chosen = known.stale(names, source_digest()) if known.versions == installed else list(names)
-    known.versions = installed
-
+    chosen = known.stale(names, source_digest(), installed())
     left = len(chosen)
     say("starting", len(names) - left, len(names))
     for record in _examined(deque(chosen), jobs):
@@ -44,7 +40,7 @@ def survey(names: Sequence[str], *, jobs: int, file: Path | None = None, say: Sa
             known.save(file)
         left -= 1
         say(record.name, len(names) - left, len(names))
-    return Coverage({n: known.records[n] for n in names}, installed)
+    return Coverage({n: known.records[n] for n in names})
 
 
 def _examined(waiting: deque[str], jobs: int) -> Iterator[Record]:
@@ -52,7 +48,7 @@ def _examined(waiting: deque[str], jobs: int) -> Iterator[Record]:
     while waiting:
         for name in (yield from _until_one_dies(waiting, jobs)):
             if (yield from _until_one_dies(deque([name]), 1)):
-                yield Record(name, class_name(name), family(name), source_digest(), failed="its process died")
+                yield replace(begun(name), failed="its process died")
 
 
 def _until_one_dies(waiting: deque[str], jobs: int) -> Generator[Record, None, list[str]]:

@@ -83,6 +83,7 @@ def _stacks(module: nn.Module) -> int:
     return sum(p.ndim == 3 for p in module.parameters(recurse=False))
 
 
+_NORMS = ("RMSNorm", "RMSNormGated", "L2Norm", "LayerNorm", "LayerNorm1P")
 # Norms by name that compute something else: these return the inverse root mean square alone.
 _NO_NORMS = frozenset({"HYV4UnweightedRMSNorm", "HYV4VLUnweightedRMSNorm"})
 
@@ -98,7 +99,7 @@ def norms(model: nn.Module, counts: Counts) -> Iterator[None]:
 def _is_norm(module: nn.Module) -> bool:
     """It holds no other one: a few models wrap a norm and a gate in a module named like a norm."""
     name = type(module).__name__
-    return name.endswith(("RMSNorm", "LayerNorm")) and name not in _NO_NORMS and not any(_is_norm(m) for m in module.children())
+    return name.endswith(_NORMS) and name not in _NO_NORMS and not any(_is_norm(m) for m in module.children())
 
 
 class _NormFunctions(Watch):
