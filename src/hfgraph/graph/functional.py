@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from hfgraph.graph.alias import FRESH, Aliases
-from hfgraph.graph.values import arguments, evaluated, is_random, regions, same_layout, same_shape, val, written, written_nodes
+from hfgraph.graph.values import arguments, autocast_is_on, evaluated, is_random, regions, same_layout, same_shape, val, written, written_nodes
 
 aten = torch.ops.aten
 _SCATTER = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
@@ -23,15 +23,10 @@ def functionalise(gm: GraphModule) -> int:
     `x.op_(y)` becomes `x' = x.op(y)`, later readers of x read x'. That is right unless an *other* alias of x is read
     later. Writing into a slice of a fresh tensor (`k[..., :n].copy_(v)`) becomes `slice_scatter`.
     """
-    if not any(written_nodes(n) for n in gm.graph.nodes) or _autocast_is_on():
+    if not any(written_nodes(n) for n in gm.graph.nodes) or autocast_is_on(()):
         return 0
     sweep = _Sweep(gm)
     return sum(sweep.visit(node) for node in list(gm.graph.nodes))
-
-
-def _autocast_is_on() -> bool:
-    """Autocast casts the inputs of some operators, but not of their in-place twins."""
-    return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
 
 
 @cache
@@ -82,7 +77,7 @@ class _Sweep:
             return None
         # Written under no_grad, x keeps its history; a new tensor made there would have none.
         changed = any(self.modes[r] != self.modes[node] for r in self.aliases.roots(x))
-        return None if changed or len(self.modes[node]) > 1 else x
+        return None if changed or autocast_is_on(self.modes[node]) else x
 
     def silent_after(self, node: Node, others: Iterable[Node]) -> bool:
         """Nobody reads any of `others` after `node`."""

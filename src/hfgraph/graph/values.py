@@ -141,9 +141,16 @@ def is_pure(node: Node) -> bool:
     return getattr(node.target, "__module__", None) in ("_operator", "math") or node.target is operator.getitem
 
 
-def drop_dead(graph: Graph) -> None:
-    """Remove nodes without users, but for those that write or switch modes."""
+def drop_dead(graph: Graph) -> int:
+    """Remove nodes without users, but for those that write or switch modes. Returns how many went."""
+    before = len(graph.nodes)
     graph.eliminate_dead_code(lambda n: n.is_impure() or bool(written_nodes(n)))
+    return before - len(graph.nodes)
+
+
+def autocast_is_on(region: tuple[Any, ...]) -> bool:
+    """Around the graph, or in the region: autocast casts the inputs of some operators, but not those of their twins."""
+    return len(region) > 1 or any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
 
 
 def regions(graph: Graph) -> dict[Node, tuple[Any, ...]]:
