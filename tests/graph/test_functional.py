@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from hfgraph.graph.alias import Aliases
 from hfgraph.graph.canonical import tidy
+from hfgraph.graph.cse import merge_equal
 from hfgraph.graph.functional import functionalise
 from hfgraph.graph.legal import problem
 from hfgraph.graph.match import label
@@ -372,6 +374,58 @@ def test_alias_classes_with_writes() -> None:
     assert aliases.is_written(cache) and aliases.is_written(find(gm, "slice")) and not aliases.is_written(x)
     assert aliases.writes([cache]) == [write] == aliases.writes([find(gm, "slice")])
     assert write in aliases.members(cache)
+
+
+def _branches(p: Tensor, x: Tensor, *, write: Callable[[Tensor], Tensor]) -> Any:
+    y, z = x * 2, x * 3
+    before = y.sum() * 2 + z.sum()
+    taken = torch.cond(p, write, lambda t: t.sum(), (y,))
+    return before + y.sum() * 2 + z.sum(), taken
+
+
+# What a branch does: whether it writes its operand.
+BRANCHES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "in place": (lambda t: t.add_(1).sum(), True),
+    "through a view": (lambda t: (t.view(-1)[:3].mul_(2), t.sum())[1], True),
+    "in an inner branch": (lambda t: torch.cond(t.sum() < 9e9, lambda u: u.add_(1).sum(), lambda u: u.sum(), (t,)), True),
+    "not at all": (lambda t: t.cos().sum(), False),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_what_a_branch_writes_is_written(name: str) -> None:
+    write, writes_it = BRANCHES[name]
+    function = partial(_branches, write=write)
+    with torch.no_grad():
+        gm = holds(function, torch.tensor(True), X, change=lambda g: (tidy(g), merge_equal(g)))
+    aliases = Aliases(gm.graph)
+    assert [aliases.is_written(find(gm, "mul", i)) for i in range(2)] == [writes_it, False]
+    assert ops(gm).count("sum") == (3 if writes_it else 2), "of the value that no branch gets there is one sum"
+
+
+def test_a_branch_that_returns_its_operand_shares_it() -> None:
+    def function(p: Tensor, x: Tensor) -> Any:
+        y = x * 2
+        (taken,) = torch.cond(p, lambda t: (t.view(-1),), lambda t: (t.reshape(-1),), (y,))
+        before = taken.sum()
+        y.add_(1)
+        return before - taken.sum() * 2
+
+    with torch.no_grad():
+        holds(function, torch.tensor(True), X, change=lambda g: (tidy(g), merge_equal(g)))
+
+
+def test_writes_and_readers_are_told_in_the_order_of_the_graph() -> None:
+    def function(*xs: Tensor) -> Any:
+        for i, x in reversed(list(enumerate(xs))):
+            x.add_(i)
+        return [xs[5].view(-1) * n for n in (1, 2)] + [xs[5].t() + 1, xs[5].sum()]
+
+    gm = captured(function, *(X + i for i in range(9))).graph
+    aliases, inputs = Aliases(gm.graph), [n for n in gm.graph.nodes if n.op == "placeholder"]
+    assert aliases.writes(inputs) == [n for n in gm.graph.nodes if label(n) == "add_"]
+    read = aliases.readers(next(w for w in aliases.writes(inputs) if w.args[1] == 5))
+    assert len(read) == 4 and read == [n for n in gm.graph.nodes if n in read]
 
 
 def test_a_wrong_functionalisation_is_caught() -> None:

@@ -37,7 +37,7 @@ class Match:
 
     pattern: Pattern
     nodes: dict[Node, Node]
-    copies: frozenset[Node]
+    copies: tuple[Node, ...]
     leaves: dict[str, Node]
     scalars: dict[str, Any]
     before: Node
@@ -153,7 +153,7 @@ class _Attempt(Unifier):
             return None
         leaves = {name: bound.nodes[p] for p, name in self.pattern.leaves.items() if p in bound.nodes}
         inner = {p: g for p, g in bound.nodes.items() if p not in self.pattern.leaves}
-        match = Match(self.pattern, inner, frozenset(bound.copies), leaves, bound.scalars, placed)
+        match = Match(self.pattern, inner, tuple(dict.fromkeys(bound.copies)), leaves, bound.scalars, placed)
         shared = self.shared(match)
         reason = shared.reason if shared else self.accepts(match)
         if reason:
