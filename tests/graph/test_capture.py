@@ -389,6 +389,7 @@ def test_the_backend_chosen_for_attention_runs(function: Callable[..., Any]) -> 
 def test_calls_without_tensors_that_change_nothing_are_no_reason() -> None:
     def function(x: Tensor, n: int) -> Tensor:
         torch._check(n > 0)
+        torch._C._log_api_usage_once("a test")
         with torch.set_grad_enabled(False):
             y = torch.ones(3) + torch.arange(n).sum()
         return y + x[:n].sum()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import cProfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from captured import captured, find, gradients, holds, ops
+from captured import captured, find, gradients, holds, ops, traced
 from torch import Tensor
 
 from hfgraph.graph.alias import Aliases
@@ -439,6 +440,46 @@ def test_a_wrong_functionalisation_is_caught() -> None:
 
     with pytest.raises(AssertionError, match="inputs written"):
         holds(_static_cache, CACHE, NEW, torch.tensor([9, 2, 4, 11, 0]), change=drop)
+
+
+def _calls(writes: int) -> int:
+    """How many functions Python calls to clean a graph of so many writes to one buffer."""
+
+    def function(x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for i in range(writes):
+            out[:, i] = x[:, i] * 2
+        return out
+
+    gm = traced(function, X.new_empty(2, writes, 4))
+    with cProfile.Profile() as profile:
+        tidy(gm)
+    assert ops(gm).count("select_scatter") == writes
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+def test_many_writes_to_one_buffer_take_time_in_proportion() -> None:
+    _calls(10)  # caches of PyTorch's
+    assert _calls(400) < 5 * _calls(100)
+
+
+def test_a_write_between_versions_is_read_in_order() -> None:
+    """Each version of a value has its readers, some through views taken before the next."""
+
+    def function(x: Tensor) -> Any:
+        h = x * 2
+        first = h.sum()
+        h.add_(1)
+        view = h[:, :4]
+        second = view.sum()
+        h.mul_(3)
+        third = h.sum()
+        h[:, 4:].copy_(x[:, 4:])
+        h[:, :2] = third
+        return first, second, third, h.t(), h
+
+    holds(function, X, change=tidy)
+    holds(function, X.clone().requires_grad_(), change=tidy)
 
 
 def test_functionalise_leaves_pure_graphs_alone() -> None:

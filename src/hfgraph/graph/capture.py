@@ -82,10 +82,11 @@ _CAUSES = {
     "autograd_function_apply": " (a custom autograd function)",
     "torch.nn.attention._sdpa_kernel": " (torch.nn.attention.sdpa_kernel)",
 }
-# Calls without tensors that a retrace records or repairs, or that make a constant.
+# Calls without tensors that a retrace records or repairs, that make a constant, or that count what is used.
 _KEPT = frozenset(
-    {torch._C._set_grad_enabled, torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast, torch.nn.attention._backend_from_string}
-)
+    {torch._C._set_grad_enabled, torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast, torch.nn.attention._backend_from_string,
+     torch._C._log_api_usage_once}
+)  # fmt: skip
 _ISOLATED = frozenset({_VMAP_ENTER, _VMAP_EXIT, predispatch.lazy_load_decompositions})  # in the outermost graph
 
 
