@@ -103,7 +103,7 @@ def _same(a: Any, b: Any, strides: bool, atol: float) -> bool:
 
 
 def differences(before: Callable[..., Any], after: Callable[..., Any], args: Sequence[Any], *, strides: bool = True, atol: float = 0.0) -> list[str]:
-    """What differs between two functions on one input: results, inputs written, and who shares storage with whom."""
+    """What differs between two functions on one input: results, inputs written, who shares storage with whom, and who is whom."""
     one, two = cloned(list(args)), cloned(list(args))
     first, second = before(*one), after(*two)
     found = []
@@ -113,6 +113,8 @@ def differences(before: Callable[..., Any], after: Callable[..., Any], args: Seq
         found.append("inputs written")
     if _sharing(one, first) != _sharing(two, second):
         found.append(f"sharing: {_sharing(one, first)} and {_sharing(two, second)}")
+    if _identity(one, first) != _identity(two, second):
+        found.append(f"identity: {_identity(one, first)} and {_identity(two, second)}")
     return found
 
 
@@ -127,6 +129,12 @@ def _sharing(args: Any, outs: Any) -> list[int]:
     tensors = [t for t in (*tree_leaves(args), *tree_leaves(outs)) if isinstance(t, Tensor)]
     storages = [t.untyped_storage()._cdata for t in tensors]
     return [storages.index(s) for s in storages]
+
+
+def _identity(args: Any, outs: Any) -> list[int]:
+    """For each output the first input or output that is the same object."""
+    objects = [id(t) for t in (*tree_leaves(args), *tree_leaves(outs)) if isinstance(t, Tensor)]
+    return [objects.index(o) for o in objects]
 
 
 def gradients(function: Callable[..., Any], args: Iterable[Any]) -> list[Tensor | None]:

@@ -273,6 +273,18 @@ def _batch_norm(x: Tensor, mean: Tensor, var: Tensor) -> Any:
     return first + F.batch_norm(x, mean, var, training=True), mean * 1
 
 
+@example("written by a branch", lambda b, t, grad: (_numbers(b, t, D), torch.ones(D)))
+@torch.no_grad()
+def _branch_writes(x: Tensor, w: Tensor) -> Any:
+    """Equal sums before and after, of the tensor and of a view of it; a copy that is written; and a write whose result nobody reads."""
+    h = x * 2
+    copy, head = h.clone(), h[:, :2]
+    before = norm(h, w).sum(-1) + head.sum()
+    taken = torch.cond(w.sum() > 0, lambda h: h.add_(1).sum(), lambda h: h.sum(), (h,))
+    torch.cond(w.sum() > 0, lambda c: c.add_(1).sum(), lambda c: c.sum(), (copy,))
+    return before - 2 * (norm(h, w).sum(-1) + head.sum()), taken, copy * 1.5
+
+
 @example("read before and after a write", _cache_inputs)
 def _read_twice(cache: Tensor, x: Tensor, at: Tensor, w: Tensor) -> Any:
     """The two sums are no outputs themselves: nothing but the write keeps them apart."""

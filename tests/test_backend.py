@@ -13,7 +13,7 @@ from torch import nn
 import hfgraph
 from hfgraph import backend, pipeline
 from hfgraph.entries import entries
-from hfgraph.errors import HfgraphError, KernelRefused, MetaModel, NothingCompiled, NotRewritten
+from hfgraph.errors import HfgraphError, IllegalGraph, InvalidRule, KernelRefused, MetaModel, NothingCompiled, NotRewritten
 from hfgraph.graph.capture import capture
 from hfgraph.kernels import all_ops
 from hfgraph.lower import lower
@@ -262,6 +262,38 @@ def test_a_graph_it_fails_on_runs_unrewritten_with_a_warning_and_a_reason() -> N
 def test_strict_raises_instead() -> None:
     with pytest.raises(Exception, match="made to fail"):
         compiled(Net())(torch.randn(2, 3, 16))
+
+
+@pytest.mark.parametrize("fault", [IllegalGraph("fuse", "made to fail"), InvalidRule("glu", "made to fail", "Mend it")], ids=lambda e: type(e).__name__)
+def test_a_bug_of_ours_never_ends_a_compilation(fault: HfgraphError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args, **_kwargs):
+        raise fault
+
+    monkeypatch.setattr(backend, "run", fails)
+    net, x = Net(), torch.randn(2, 3, 16)
+    with pytest.warns(NotRewritten, match="made to fail"):
+        out = torch.compile(net, backend="hfgraph", options={"inductor": False})(x)
+    torch.testing.assert_close(out, net(x))
+    assert hfgraph.last_report().graphs[0].unrewritten == f"{type(fault).__name__}: {fault}"
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="made to fail"):
+        compiled(net)(x)
+
+
+def test_what_was_asked_for_and_cannot_be_is_an_error_without_strict() -> None:
+    with pytest.raises(Exception, match="it runs on cuda, the tensors are on cpu") as found:
+        torch.compile(Norm(64), backend="hfgraph", options={"kernels": {"rms_norm": "triton"}})(torch.randn(4, 64))
+    assert isinstance(found.value.inner_exception, KernelRefused)
+
+
+def test_a_result_that_nothing_uses_is_no_fault() -> None:
+    def function(x):
+        m = x.mean(-1)
+        m.sum()
+        return m.unsqueeze(-1) * 2
+
+    x = torch.randn(2, 3)
+    assert torch.equal(compiled(function)(x), function(x))
 
 
 def test_checkpointed_regions_go_to_inductor_as_they_are() -> None:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from hfgraph import bypass, report, versions
 from hfgraph.breaks import break_of
-from hfgraph.errors import HfgraphError, MetaModel, NotRewritten
+from hfgraph.errors import Fault, HfgraphError, MetaModel, NotRewritten
 from hfgraph.graph.capture import Uncapturable, capture
 from hfgraph.graph.cost import total
 from hfgraph.graph.origin import readable
@@ -68,7 +68,11 @@ def built(rewritten: GraphModule, example_inputs: Sequence[Any], options: Option
 
 
 def rewrite(gm: GraphModule, example_inputs: Sequence[Any], context: Context) -> tuple[GraphModule, report.GraphReport]:
-    """Capture a graph and run the pipeline on it. A graph that hfgraph cannot work on comes back as it was, with the reason."""
+    """Capture a graph and run the pipeline on it. A graph that hfgraph cannot work on comes back as it was, with the reason.
+
+    Raises:
+        KernelRefused: see `hfgraph`. What is wrong with hfgraph itself, or with a rule, is raised if options are strict.
+    """
     found = report.GraphReport(nodes=len(gm.graph.nodes), ended=break_of(gm))
     try:
         with _collector_paused():
@@ -79,12 +83,11 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], context: Context) ->
             found.rows = run(canonical, context, after=lambda step, done: found.note(canonical, step, done))
             found.after = snapshot(canonical.graph)
         return canonical, found
-    except HfgraphError:
-        raise
     except Uncapturable as e:
         found.unrewritten = str(e)
     except Exception as e:  # the graph itself is sound: the user's model must run, and the report must say why it was not rewritten
-        if context.options.strict:
+        asked_for = isinstance(e, HfgraphError) and not isinstance(e, Fault)
+        if asked_for or context.options.strict:
             raise
         found.unrewritten = f"{type(e).__name__}: {e}"
         warnings.warn(

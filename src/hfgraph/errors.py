@@ -10,6 +10,10 @@ class HfgraphError(Exception):
     """Base class of all errors that hfgraph raises on purpose."""
 
 
+class Fault:
+    """Marks the errors that are a bug, of hfgraph's or of a rule's: nobody asked for what went wrong, and the model can run without."""
+
+
 class HfgraphWarning(UserWarning):
     """Base class of all warnings that hfgraph gives."""
 
@@ -80,14 +84,14 @@ class InvalidOp(HfgraphError, TypeError):
     """An op definition that cannot be registered."""
 
 
-class InvalidRule(HfgraphError, TypeError):
+class InvalidRule(Fault, HfgraphError, TypeError):
     """A rule definition that the engine cannot use."""
 
     def __init__(self, rule: str, found: str, do: str) -> None:
         super().__init__(f"rule {rule!r}: {found}. {do}.")
 
 
-class IllegalGraph(HfgraphError, RuntimeError):
+class IllegalGraph(Fault, HfgraphError, RuntimeError):
     """A pass left a graph that its stage does not allow: a bug in hfgraph or in a rule."""
 
     def __init__(self, stage: str, problem: str) -> None:

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from captured import captured, cloned, gradients, ops, same
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._pytree import tree_leaves
 
 import hfgraph
 from hfgraph.graph.capture import Uncapturable, capture
@@ -324,6 +328,90 @@ def test_an_inference_mode_region_is_refused() -> None:
     gm, inputs = raw(_inference, X)
     with pytest.raises(Uncapturable, match=r"an inference-mode region inside the graph would be lost in a retrace; torch.no_grad\(\) is kept"):
         capture(gm, inputs)
+
+
+# --- states of PyTorch's ------------------------------------------------------------------------------
+
+
+def _sdpa_kernel(x: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def _deterministic(x: Tensor) -> Tensor:
+    torch.use_deterministic_algorithms(True)
+    y = x + 1
+    torch.use_deterministic_algorithms(False)
+    return y
+
+
+def _default_dtype(x: Tensor) -> Tensor:
+    torch.set_default_dtype(torch.float64)
+    y = torch.ones(8)
+    torch.set_default_dtype(torch.float32)
+    return x + y
+
+
+def _functional_gradient(x: Tensor) -> Any:
+    return torch.func.grad(lambda t: t.sin().sum())(x)
+
+
+def _in_a_branch(x: Tensor) -> Tensor:
+    return torch.cond(x.sum() < 9e9, _sdpa_kernel, lambda t: t * 1, (x,))
+
+
+STATES: dict[Callable[..., Any], str] = {
+    _sdpa_kernel: r"torch\.nn\.attention\._sdpa_kernel changes a state.* \(torch\.nn\.attention\.sdpa_kernel\)",
+    _deterministic: r"torch\._C\._set_deterministic_algorithms changes a state of PyTorch's inside the graph, and would be lost in a retrace",
+    _default_dtype: r"torch\.set_default_dtype changes a state",
+    _functional_gradient: r"_saved_tensors_hooks_disable changes a state",
+    _in_a_branch: r"_sdpa_kernel changes a state",
+}
+
+
+@pytest.mark.parametrize("function", STATES, ids=[f.__name__.strip("_") for f in STATES])
+def test_what_changes_a_state_is_refused(function: Callable[..., Any]) -> None:
+    gm, inputs = raw(function, X)
+    with pytest.raises(Uncapturable, match=STATES[function]):
+        capture(gm, inputs)
+
+
+@pytest.mark.parametrize("function", [_sdpa_kernel, _in_a_branch])
+def test_the_backend_chosen_for_attention_runs(function: Callable[..., Any]) -> None:
+    """On these inputs the backends round differently."""
+    x = torch.randn(1, 2, 64, 16, generator=torch.Generator().manual_seed(0))
+    torch._dynamo.reset()
+    f = torch.compile(function, backend="hfgraph", options={"inductor": False, "strict": True})
+    assert torch.equal(f(x), function(x)) and not torch.equal(f(x), F.scaled_dot_product_attention(x, x, x))
+    assert "_sdpa_kernel" in hfgraph.last_report().graphs[0].unrewritten
+
+
+def test_calls_without_tensors_that_change_nothing_are_no_reason() -> None:
+    def function(x: Tensor, n: int) -> Tensor:
+        torch._check(n > 0)
+        torch._C._log_api_usage_once("a test")
+        with torch.set_grad_enabled(False):
+            y = torch.ones(3) + torch.arange(n).sum()
+        return y + x[:n].sum()
+
+    equal(function, X, 2, dynamic=True)
+
+
+# --- tensors made of tensors --------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*does not implement _stable_hash_for_caching:UserWarning")  # the class is torch's own
+@pytest.mark.parametrize(
+    "function", [lambda a, b: a * a + 1, lambda a, b: TwoTensor(b, b + 1) * 2, lambda a, b: (b * 2, a + 1)], ids=["an input", "made inside", "beside"]
+)
+def test_a_tensor_made_of_tensors_is_refused_in_words(function: Callable[..., Any]) -> None:
+    torch._dynamo.reset()
+    a = TwoTensor(torch.ones(3), torch.full((3,), 2.0))
+    out = torch.compile(function, backend="hfgraph", options={"strict": True})(a, X[0, 0, :3].clone())
+    wanted = function(a, X[0, 0, :3])
+    for got, expected in zip(tree_leaves(out), tree_leaves(wanted), strict=True):
+        assert type(got) is type(expected) and torch.equal(getattr(got, "b", got), getattr(expected, "b", expected))
+    assert "is a TwoTensor, a tensor made of other tensors" in hfgraph.last_report().graphs[0].unrewritten
 
 
 # --- what is known of a node --------------------------------------------------------------------------

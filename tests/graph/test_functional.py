@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import cProfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from captured import captured, find, gradients, holds, ops
+from captured import captured, find, gradients, holds, ops, traced
 from torch import Tensor
 
 from hfgraph.graph.alias import Aliases
 from hfgraph.graph.canonical import tidy
+from hfgraph.graph.cse import merge_equal
 from hfgraph.graph.functional import functionalise
 from hfgraph.graph.legal import problem
 from hfgraph.graph.match import label
@@ -374,6 +377,58 @@ def test_alias_classes_with_writes() -> None:
     assert write in aliases.members(cache)
 
 
+def _branches(p: Tensor, x: Tensor, *, write: Callable[[Tensor], Tensor]) -> Any:
+    y, z = x * 2, x * 3
+    before = y.sum() * 2 + z.sum()
+    taken = torch.cond(p, write, lambda t: t.sum(), (y,))
+    return before + y.sum() * 2 + z.sum(), taken
+
+
+# What a branch does: whether it writes its operand.
+BRANCHES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "in place": (lambda t: t.add_(1).sum(), True),
+    "through a view": (lambda t: (t.view(-1)[:3].mul_(2), t.sum())[1], True),
+    "in an inner branch": (lambda t: torch.cond(t.sum() < 9e9, lambda u: u.add_(1).sum(), lambda u: u.sum(), (t,)), True),
+    "not at all": (lambda t: t.cos().sum(), False),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_what_a_branch_writes_is_written(name: str) -> None:
+    write, writes_it = BRANCHES[name]
+    function = partial(_branches, write=write)
+    with torch.no_grad():
+        gm = holds(function, torch.tensor(True), X, change=lambda g: (tidy(g), merge_equal(g)))
+    aliases = Aliases(gm.graph)
+    assert [aliases.is_written(find(gm, "mul", i)) for i in range(2)] == [writes_it, False]
+    assert ops(gm).count("sum") == (3 if writes_it else 2), "of the value that no branch gets there is one sum"
+
+
+def test_a_branch_that_returns_its_operand_shares_it() -> None:
+    def function(p: Tensor, x: Tensor) -> Any:
+        y = x * 2
+        (taken,) = torch.cond(p, lambda t: (t.view(-1),), lambda t: (t.reshape(-1),), (y,))
+        before = taken.sum()
+        y.add_(1)
+        return before - taken.sum() * 2
+
+    with torch.no_grad():
+        holds(function, torch.tensor(True), X, change=lambda g: (tidy(g), merge_equal(g)))
+
+
+def test_writes_and_readers_are_told_in_the_order_of_the_graph() -> None:
+    def function(*xs: Tensor) -> Any:
+        for i, x in reversed(list(enumerate(xs))):
+            x.add_(i)
+        return [xs[5].view(-1) * n for n in (1, 2)] + [xs[5].t() + 1, xs[5].sum()]
+
+    gm = captured(function, *(X + i for i in range(9))).graph
+    aliases, inputs = Aliases(gm.graph), [n for n in gm.graph.nodes if n.op == "placeholder"]
+    assert aliases.writes(inputs) == [n for n in gm.graph.nodes if label(n) == "add_"]
+    read = aliases.readers(next(w for w in aliases.writes(inputs) if w.args[1] == 5))
+    assert len(read) == 4 and read == [n for n in gm.graph.nodes if n in read]
+
+
 def test_a_wrong_functionalisation_is_caught() -> None:
     """Sabotage: dropping a write to a cache, or reading before it, fails the comparison of this file."""
 
@@ -385,6 +440,46 @@ def test_a_wrong_functionalisation_is_caught() -> None:
 
     with pytest.raises(AssertionError, match="inputs written"):
         holds(_static_cache, CACHE, NEW, torch.tensor([9, 2, 4, 11, 0]), change=drop)
+
+
+def _calls(writes: int) -> int:
+    """How many functions Python calls to clean a graph of so many writes to one buffer."""
+
+    def function(x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for i in range(writes):
+            out[:, i] = x[:, i] * 2
+        return out
+
+    gm = traced(function, X.new_empty(2, writes, 4))
+    with cProfile.Profile() as profile:
+        tidy(gm)
+    assert ops(gm).count("select_scatter") == writes
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+def test_many_writes_to_one_buffer_take_time_in_proportion() -> None:
+    _calls(10)  # caches of PyTorch's
+    assert _calls(400) < 5 * _calls(100)
+
+
+def test_a_write_between_versions_is_read_in_order() -> None:
+    """Each version of a value has its readers, some through views taken before the next."""
+
+    def function(x: Tensor) -> Any:
+        h = x * 2
+        first = h.sum()
+        h.add_(1)
+        view = h[:, :4]
+        second = view.sum()
+        h.mul_(3)
+        third = h.sum()
+        h[:, 4:].copy_(x[:, 4:])
+        h[:, :2] = third
+        return first, second, third, h.t(), h
+
+    holds(function, X, change=tidy)
+    holds(function, X.clone().requires_grad_(), change=tidy)
 
 
 def test_functionalise_leaves_pure_graphs_alone() -> None:

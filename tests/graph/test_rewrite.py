@@ -9,6 +9,7 @@ import torch
 from captured import captured, holds, ops
 from marked import marked
 
+from hfgraph.graph import rewrite
 from hfgraph.graph.canonical import tidy
 from hfgraph.graph.inputs import Inputs, Scalar
 from hfgraph.graph.replacing import REPLACES, RULES
@@ -118,3 +119,20 @@ def test_dead_nodes_are_gone() -> None:
     rule = marked(lambda x: x.cos().sin(), Inputs(x="... D"), name="waves")
     gm = captured(lambda x: x.cos().sin() + 1, X, change=lambda g: (tidy(g), apply_rules(g, [rule]))).graph
     assert len(ops(gm)) == 2 and not {"cos", "sin"} & set(ops(gm))
+
+
+def test_alike_sites_are_judged_once_in_each_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A symbol of the same name may mean another size in another graph: no verdict outlives the graph that it is about."""
+    judged: list[str] = []
+    compare = rewrite._compare_results
+
+    def counted(match: Any, replacement: Any) -> str | None:
+        judged.append(str(match.outputs[0].meta["val"].shape))
+        return compare(match, replacement)
+
+    monkeypatch.setattr(rewrite, "_compare_results", counted)
+    rule = Rule(lambda x: x.cos(), lambda x: (x + 1).sin() * 0.5, inputs=Inputs(x="... D"), name="cos")
+    for _ in range(2):
+        gm = captured(lambda x: x.cos() + (x * 2).cos() + x.t().cos().sum(), X[0, 0], change=tidy, dynamic=True).graph
+        assert len(apply_rules(gm, [rule]).applied) == 3
+    assert len(judged) == 4 and judged[:2] == judged[2:], "two layouts in each graph, and the same symbols in both"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from captured import cloned, differences, find, holds, ops, text, traced
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfgraph.graph.canonical import tidy
 from hfgraph.graph.legal import problem
@@ -41,6 +42,9 @@ SPELLED: dict[str, tuple[Callable[..., Any], Tensor, list[str]]] = {
     "type_as, other": (lambda x: x.type_as(x.double()), X, ["to"]),
     "unsqueeze from the front": (lambda x: x.unsqueeze(1), X, ["unsqueeze"]),
     "a mean that gets its dim back": (lambda x: x.mean(-1).unsqueeze(-1), X, ["mean"]),
+    "a mean that nothing else needs in the end": (lambda x: (lambda m: (m.sum(), m.unsqueeze(-1))[1])(x.mean(-1)), X, ["mean"]),
+    "a view that alone leaves": (lambda x: (x * 2)[:], X, ["mul"]),
+    "flatten of one dim as an output": (lambda x: (x * 2).flatten(0, 0), X, ["mul"]),
     "alias": (lambda x: aten.alias(x) + 1, X, ["add"]),
     "view": (lambda x: x.view(8, 4), X, ["reshape"]),
     "view of the same shape": (lambda x: x.view(4, 8) + 1, X, ["add"]),
@@ -114,6 +118,14 @@ KEPT: dict[str, tuple[Callable[..., Any], Tensor, list[str]]] = {
     "softmax in another dtype": (lambda x: x.softmax(-1, dtype=torch.float64), X, ["softmax"]),
     "mean in another dtype": (lambda x: x.mean(-1, dtype=torch.float64), X, ["mean"]),
     "sum of everything": (lambda x: x.sum(), X, ["sum"]),
+    "slice of everything as an output": (lambda x: x[:], X, ["slice"]),
+    "view of the same shape as an output": (lambda x: x.view(4, 8), X, ["view"]),
+    "view of the same shape beside the whole": (lambda x: (h := x * 2, h.expand(4, 8)), X, ["mul", "expand"]),
+    "two views of the whole": (lambda x: (lambda h: (h[:], h[:]))(x * 2), X, ["mul", "slice"]),
+    "view beside what was written": (lambda x: (lambda h: (h.add_(1)[:], h))((x * 2).t()[::3]), X, ["mul", "permute", "slice", "add_", "slice"]),
+    "view reshaped in place": (lambda x: (lambda h: (h[:].unsqueeze_(0), h.sum(-1)))(x * 2), X, ["mul", "slice", "unsqueeze_", "sum"]),
+    "view of what is reshaped in place": (lambda x: (lambda h, v: (h.unsqueeze_(0), v.sum(-1)))(h := x * 2, h[:]), X, ["mul", "slice", "unsqueeze_", "sum"]),
+    "a mean that is needed as well": (lambda x: (lambda m: (m.unsqueeze(-1), m))(x.mean(-1)), X, ["mean", "unsqueeze"]),
     "t of a vector": (lambda x: x[0].t() + 1, X, ["select", "t", "add"]),
 }
 
@@ -218,6 +230,57 @@ def test_no_grad_cuts_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", REGIONS)
 def test_the_same_with_gradients(name: str) -> None:
     holds(lambda x, w: REGIONS[name](x) * w, X.clone().requires_grad_(), torch.linspace(1, 2, 8).requires_grad_(), change=tidy)
+
+
+@pytest.mark.parametrize("reduce", [lambda x: x.mean(-1), lambda x: x.sum(1), lambda x: x.amax(-1)], ids=["mean", "sum", "amax"])
+def test_a_reduction_with_its_dim_stands_where_the_reduction_stood(reduce: Callable[[Tensor], Tensor]) -> None:
+    """What it reads is written in between."""
+
+    def function(x: Tensor) -> Tensor:
+        s = reduce(x)
+        x.add_(1)
+        return s.unsqueeze(-1) * 2
+
+    assert "unsqueeze" not in canonical(function, X)
+
+
+@pytest.mark.parametrize("reduced", [False, True], ids=["the view", "the reduction"])
+def test_a_reduction_and_its_dim_in_two_grad_modes_stay_two(reduced: bool) -> None:
+    def function(x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not reduced):
+            s = x.mean(-1)
+        with torch.set_grad_enabled(reduced):
+            s = s.unsqueeze(-1)
+        return s * x
+
+    assert "unsqueeze" in ops(holds(function, X.clone().requires_grad_(), change=tidy))
+
+
+SQUARES: dict[str, Callable[[Tensor], Tensor]] = {"x * x": lambda x: x * x, "square": lambda x: x.square()}
+
+
+@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float16, True), (torch.bfloat16, True), (torch.float32, False), (torch.float64, False)])
+def test_autocast_runs_a_power_in_float32_and_a_product_as_it_is(name: str, dtype: torch.dtype, kept: bool) -> None:
+    """On CUDA: on fake tensors it shows without one."""
+    torch.set_autocast_enabled("cuda", True)  # the context manager would not, without a GPU
+    try:
+        with FakeTensorMode():
+            x = torch.empty(4, 8, device="cuda", dtype=dtype)
+            gm = traced(SQUARES[name], x, tidied=True)
+            assert gm(x).dtype == SQUARES[name](x).dtype
+            assert (ops(gm) == ["mul"]) == (kept and name == "x * x"), "torch.square is a power to autocast"
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+@pytest.mark.parametrize("name", SQUARES)
+def test_a_square_in_an_autocast_region_of_the_graph(name: str) -> None:
+    def function(x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return SQUARES[name](x @ x.t()), SQUARES[name](x)
+
+    assert canonical(function, X).count("pow") == 1
 
 
 def test_keyword_arguments_survive() -> None:

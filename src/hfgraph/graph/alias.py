@@ -6,9 +6,10 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable
 
+from torch._ops import HigherOrderOperator
 from torch.fx import Graph, Node
 
-from hfgraph.graph.values import tensors, val, written_nodes
+from hfgraph.graph.values import branches, tensors, val, written_nodes
 
 # Meta key of a functional node that took over the value of an in-place one: fresh, although its recorded value
 # still names the old storage (views of it are recognised by that).
@@ -46,7 +47,8 @@ class Aliases:
         parent = node.args[0] if node.target is operator.getitem else None
         if isinstance(parent, Node) and parent in self.roots(parent) and len(mine) == 1:
             return self._part(parent, next(iter(mine)), node)
-        found = [r for i in node.all_input_nodes if not mine.isdisjoint(self._storages[i]) for r in self._roots[i]]
+        any_operand = isinstance(node.target, HigherOrderOperator) and _may_return_operand(node)
+        found = [r for i in node.all_input_nodes if any_operand or not mine.isdisjoint(self._storages[i]) for r in self._roots[i]]
         return frozenset(found) if found else frozenset([node])
 
     def _part(self, parent: Node, storage: int, node: Node) -> frozenset[Node]:
@@ -66,13 +68,13 @@ class Aliases:
         return sorted({m for r in self.roots(node) for m in self._members[r]})
 
     def writes(self, nodes: Iterable[Node]) -> list[Node]:
-        """The nodes that write into the storage of any of `nodes`."""
-        return [w for r in {r for n in nodes for r in self.roots(n)} for w in self._writes.get(r, ())]
+        """The nodes that write into the storage of any of `nodes`, in graph order."""
+        return sorted({w for r in {r for n in nodes for r in self.roots(n)} for w in self._writes.get(r, ())})
 
     def readers(self, node: Node) -> list[Node]:
-        """The nodes that read its storage; views, writes, and taking one of several results are no reads."""
-        members = set(self.members(node))
-        return [u for m in members for u in m.users if u not in members and u.target is not operator.getitem]
+        """The nodes that read its storage, in graph order; views, writes, and taking one of several results are no reads."""
+        members = {m for r in self.roots(node) for m in self._members[r]}
+        return sorted({u for m in members for u in m.users if u not in members and u.target is not operator.getitem})
 
     def is_written(self, node: Node) -> bool:
         return any(self._writes.get(r) for r in self.roots(node))
@@ -91,6 +93,11 @@ class Aliases:
 def varies(node: Node) -> bool:
     """What it holds depends on when it is read: something is written into its storage, which is no input's."""
     return _VARIES in node.meta
+
+
+def _may_return_operand(node: Node) -> bool:
+    """A branch returns a view of an operand. The values recorded for a higher-order operator do not say so: they are fresh."""
+    return any(Aliases(b).is_input(o) for b in branches(node) for o in b.output_node().all_input_nodes)
 
 
 def _storages(node: Node) -> set[int]:

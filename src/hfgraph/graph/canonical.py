@@ -17,7 +17,6 @@ def tidy(gm: GraphModule) -> int:
     `hfgraph.graph.cse.merge_equal` merges what is left once everything is recognised.
     """
     total = 0
-    while changed := respell(gm) + functionalise(gm) + drop_copies(gm):  # one may open the way for another
+    while changed := drop_dead(gm.graph) + respell(gm) + functionalise(gm) + drop_copies(gm):  # one may open the way for another
         total += changed
-    drop_dead(gm.graph)
     return total

@@ -8,18 +8,20 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import SymFloat, SymInt, Tensor
+from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._functorch import predispatch
 from torch._guards import tracing
-from torch._ops import HigherOrderOperator
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.fx.traceback import preserve_node_meta
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
 
 from hfgraph.graph.memory import MEMORY, memory
 from hfgraph.graph.origin import INPUT, readable
-from hfgraph.graph.values import KNOWN_HIGHER_ORDER
+from hfgraph.graph.values import KNOWN_HIGHER_ORDER, tensors
 
 _VMAP_ENTER, _VMAP_EXIT = predispatch._vmap_increment_nesting, predispatch._vmap_decrement_nesting
 
@@ -54,21 +56,61 @@ def capture(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
 
 
 def _refuse_unsupported(gm: GraphModule) -> None:
-    for node in gm.graph.nodes:
-        if node.target is torch.autograd.grad_mode._enter_inference_mode:
-            raise Uncapturable("an inference-mode region inside the graph would be lost in a retrace; torch.no_grad() is kept")
-        if isinstance(node.target, HigherOrderOperator) and node.target.name() not in KNOWN_HIGHER_ORDER:
-            raise Uncapturable(f"the higher-order operator {node.target.name()} would not survive being traced again{_CAUSES.get(node.target.name(), '')}")
+    for module in gm.modules():  # the branches of higher-order operators among them
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                reason = _unsupported(node, _KEPT if module is not gm else _KEPT | _ISOLATED)
+                if reason is not None:
+                    raise Uncapturable(reason)
 
 
-_CAUSES = {"tag_activation_checkpoint": " (activation checkpointing)", "autograd_function_apply": " (a custom autograd function)"}
+def _unsupported(node: Node, kept: frozenset[Any]) -> str | None:
+    """Why a graph with this node in it would not be the same after a retrace."""
+    if node.target is torch.autograd.grad_mode._enter_inference_mode:
+        return "an inference-mode region inside the graph would be lost in a retrace; torch.no_grad() is kept"
+    if isinstance(node.target, HigherOrderOperator) and node.target.name() not in KNOWN_HIGHER_ORDER:
+        return f"the higher-order operator {node.target.name()} would not survive being traced again{_CAUSES.get(node.target.name(), '')}"
+    if node.target not in kept and _sets_a_state(node):
+        name = f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', node.target)}"
+        return f"{name} changes a state of PyTorch's inside the graph, and would be lost in a retrace{_CAUSES.get(name, '')}"
+    subclass = next((type(t).__name__ for t in tensors(_dynamos(node)) if is_traceable_wrapper_subclass(t)), None)
+    return f"{readable(node.name)} is a {subclass}, a tensor made of other tensors, whose operators are its own" if subclass else None
+
+
+_CAUSES = {
+    "tag_activation_checkpoint": " (activation checkpointing)",
+    "autograd_function_apply": " (a custom autograd function)",
+    "torch.nn.attention._sdpa_kernel": " (torch.nn.attention.sdpa_kernel)",
+}
+# Calls without tensors that a retrace records or repairs, that make a constant, or that count what is used.
+_KEPT = frozenset(
+    {torch._C._set_grad_enabled, torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast, torch.nn.attention._backend_from_string,
+     torch._C._log_api_usage_once}
+)  # fmt: skip
+_ISOLATED = frozenset({_VMAP_ENTER, _VMAP_EXIT, predispatch.lazy_load_decompositions})  # in the outermost graph
+
+
+def _sets_a_state(node: Node) -> bool:
+    """A call that takes no value and gives none is there for what it changes elsewhere; operators apart, no retrace records it."""
+    arithmetic = getattr(node.target, "__module__", "") in ("_operator", "math")
+    recorded = arithmetic or isinstance(node.target, OpOverload | OpOverloadPacket | HigherOrderOperator)
+    return node.op in ("call_function", "call_method") and not recorded and not any(_is_value(_dynamos(n)) for n in (node, *node.all_input_nodes))
+
+
+def _is_value(value: Any) -> bool:
+    return any(isinstance(v, Tensor | SymInt | SymFloat | SymBool | int | float) for v in tree_leaves(value))
+
+
+def _dynamos(node: Node) -> Any:
+    """The value that Dynamo recorded for a node."""
+    return node.meta.get("example_value", node.meta.get("val"))
 
 
 def _fake_inputs(gm: GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
     placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
     values = []
     for node, example in zip(placeholders, example_inputs, strict=True):
-        value = node.meta.get("example_value", node.meta.get("val"))
+        value = _dynamos(node)
         values.append(example if value is None else value)
     mode = _mode_of(values)
     return [mode.from_tensor(v) if isinstance(v, Tensor) and not isinstance(v, FakeTensor) else v for v in values]

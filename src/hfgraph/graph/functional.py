@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from hfgraph.graph.alias import FRESH, Aliases
-from hfgraph.graph.values import arguments, evaluated, is_random, regions, same_layout, same_shape, val, written, written_nodes
+from hfgraph.graph.values import arguments, autocast_is_on, evaluated, is_random, regions, same_layout, same_shape, val, written, written_nodes
 
 aten = torch.ops.aten
 _SCATTER = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
@@ -23,15 +22,10 @@ def functionalise(gm: GraphModule) -> int:
     `x.op_(y)` becomes `x' = x.op(y)`, later readers of x read x'. That is right unless an *other* alias of x is read
     later. Writing into a slice of a fresh tensor (`k[..., :n].copy_(v)`) becomes `slice_scatter`.
     """
-    if not any(written_nodes(n) for n in gm.graph.nodes) or _autocast_is_on():
+    if not any(written_nodes(n) for n in gm.graph.nodes) or autocast_is_on(()):
         return 0
     sweep = _Sweep(gm)
     return sum(sweep.visit(node) for node in list(gm.graph.nodes))
-
-
-def _autocast_is_on() -> bool:
-    """Autocast casts the inputs of some operators, but not of their in-place twins."""
-    return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
 
 
 @cache
@@ -56,21 +50,27 @@ class _Sweep:
         self.position = {n: i for i, n in enumerate(gm.graph.nodes)}
         self.aliases = Aliases(gm.graph)
         self.modes = regions(gm.graph)
+        self.later: dict[Node, Node] = {}  # what holds a tensor's value after a write to it
+        self.ahead: dict[Node, list[Node]] = {}
+        self.awake: dict[Node, list[Node]] = {}
 
     def visit(self, node: Node) -> bool:
+        for old in [i for i in node.all_input_nodes if i in self.later]:
+            node.replace_input_with(old, self.latest(old))
         x = self.candidate(node)
         if x is None:
             return False
-        here = self.position[node]
-        earlier = [m for m in self.aliases.members(x) if self.position[m] < here]
-        if self.silent_after(node, [m for m in earlier if m is not x]):
+        awake = self.read_after(node, x)
+        if awake <= {x}:
             new = self.replace(node, x)
-        elif self.writes_into_slice(node, x, earlier):
+        elif self.writes_into_slice(node, x, awake):
             new = self.scatter(node, x)
         else:
             return False
         if new is not None:
             self.aliases.inherit(new, x)
+            for r in self.aliases.roots(x):
+                self.awake[r].append(new)
         return new is not None
 
     def candidate(self, node: Node) -> Node | None:
@@ -82,17 +82,37 @@ class _Sweep:
             return None
         # Written under no_grad, x keeps its history; a new tensor made there would have none.
         changed = any(self.modes[r] != self.modes[node] for r in self.aliases.roots(x))
-        return None if changed or len(self.modes[node]) > 1 else x
+        return None if changed or autocast_is_on(self.modes[node]) else x
 
-    def silent_after(self, node: Node, others: Iterable[Node]) -> bool:
-        """Nobody reads any of `others` after `node`."""
-        here = self.position[node]
-        return all(self.position.get(u, here) <= here for m in others for u in m.users)
+    def latest(self, old: Node) -> Node:
+        """The node that holds the tensor's value now."""
+        new = old
+        while new in self.later:
+            new = self.later[new]
+        if new is not old:
+            self.later[old] = new
+        return new
 
-    def writes_into_slice(self, node: Node, x: Node, earlier: list[Node]) -> bool:
+    def read_after(self, node: Node, x: Node) -> set[Node]:
+        """Which of those before `node` that share storage with `x` are used after it.
+
+        What is used no more stays so, for only new nodes get users. So each member of a class is looked at while it lives, not at every write.
+        """
+        here, found = self.position[node], set[Node]()
+        for r in self.aliases.roots(x):
+            if r not in self.ahead:
+                self.ahead[r], self.awake[r] = self.aliases.members(r)[::-1], []
+            ahead, awake = self.ahead[r], self.awake[r]
+            while ahead and self.position[ahead[-1]] < here:
+                awake.append(ahead.pop())
+            awake[:] = [m for m in awake if any(self.position.get(u, here) > here for u in m.users)]
+            found.update(self.latest(m) for m in awake)
+        return found
+
+    def writes_into_slice(self, node: Node, x: Node, awake: set[Node]) -> bool:
         """x is a slice of a fresh tensor, made for this write alone, and only that tensor is read later."""
         base = x.args[0] if x.target in _SCATTER else None
-        return isinstance(base, Node) and not node.users and self.silent_after(node, [x, *(m for m in earlier if m is not base)])
+        return isinstance(base, Node) and not node.users and awake <= {base}
 
     def replace(self, node: Node, x: Node) -> Node | None:
         new = self.value(node, fresh=True)
@@ -142,9 +162,8 @@ class _Sweep:
         return new
 
     def redirect(self, old: Node, new: Node, node: Node) -> None:
-        """Readers of `old` after `node` read `new`; `node` goes."""
-        here = self.position[node]
-        old.replace_all_uses_with(new, delete_user_cb=lambda u: self.position.get(u, -1) > here)
+        """Readers of `old` after `node` will read `new`, when the sweep comes to them; `node` goes."""
+        self.later[old] = new
         self.graph.erase_node(node)
 
     def forget(self, new: Node) -> None:

@@ -37,7 +37,7 @@ class Match:
 
     pattern: Pattern
     nodes: dict[Node, Node]
-    copies: frozenset[Node]
+    copies: tuple[Node, ...]
     leaves: dict[str, Node]
     scalars: dict[str, Any]
     before: Node
@@ -55,16 +55,22 @@ class _Obstacle(NamedTuple):
 
 
 class Matcher:
-    """Finds patterns in one graph. Whoever rewrites it tells what was `added` and `removed`."""
+    """Finds patterns in one graph. Whoever rewrites it tells what was `added` and `removed`.
+
+    Attributes:
+        index: the nodes that call an operator, in the order in which they came.
+        verdicts: what was found against matches, or None, by what alike ones have in common.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.aliases = Aliases(graph)
         self.numbers = ValueNumbers(graph, self.aliases)
-        self.index: dict[Any, list[Node]] = defaultdict(list)
+        self.verdicts: dict[Any, str | None] = {}
+        self.index: dict[Any, dict[Node, None]] = defaultdict(dict)
         for node in graph.nodes:
             if node.op == "call_function":
-                self.index[node.target].append(node)
+                self.index[node.target][node] = None
 
     def anchor(self, pattern: Pattern) -> Node | None:
         """The pattern's node with the fewest candidates; None where some operator does not occur at all."""
@@ -83,10 +89,10 @@ class Matcher:
     def added(self, node: Node, like: Node) -> None:
         """Take a new node into account; it stands where `like` stood."""
         self.numbers.place(node, like)
-        self.index[node.target].append(node)
+        self.index[node.target][node] = None
 
     def removed(self, node: Node) -> None:
-        self.index[node.target].remove(node)
+        del self.index[node.target][node]
 
     def attempt(self, pattern: Pattern, anchor: Node, node: Node, accepts: Callable[[Match], str | None]) -> Match | NearMiss | None:
         """Match `pattern` with its `anchor` at `node`.
@@ -153,7 +159,7 @@ class _Attempt(Unifier):
             return None
         leaves = {name: bound.nodes[p] for p, name in self.pattern.leaves.items() if p in bound.nodes}
         inner = {p: g for p, g in bound.nodes.items() if p not in self.pattern.leaves}
-        match = Match(self.pattern, inner, frozenset(bound.copies), leaves, bound.scalars, placed)
+        match = Match(self.pattern, inner, tuple(dict.fromkeys(bound.copies)), leaves, bound.scalars, placed)
         shared = self.shared(match)
         reason = shared.reason if shared else self.accepts(match)
         if reason:

@@ -73,23 +73,23 @@ def apply_rules(gm: GraphModule, rules: Sequence[Rule | Recogniser], *, sabotage
     outcome = Outcome()
     for _ in range(_MAX_ROUNDS):
         refused: list[Event] = []
-        fired = [n for r in patterns for n in _apply(gm, matcher, r, dtypes, outcome, sabotage)]
-        fired += [n for r in recognisers for n in _recognise(gm, matcher, view, r, outcome, refused, sabotage)]
+        fired = sum(_apply(gm, matcher, r, dtypes, outcome, sabotage) for r in patterns)
+        fired += sum(_recognise(gm, matcher, view, r, outcome, refused, sabotage) for r in recognisers)
         if not fired:
             break
     else:
         raise IllegalGraph("rewrite", f"rules still fire after {_MAX_ROUNDS} rounds: {', '.join(sorted({r.name for r in rules}))}")
-    outcome.missed = [*(_missed(r, m) for r, m in near_misses(matcher, patterns, dtypes, _guard)), *refused]
+    outcome.missed = [*(_missed(r, m) for r, m in near_misses(matcher, patterns, dtypes, partial(_guard, matcher))), *refused]
     if outcome.applied or recognisers:
         drop_dead(gm.graph)
     return outcome
 
 
-def _recognise(gm: GraphModule, matcher: Matcher, view: View, rule: Recogniser, outcome: Outcome, refused: list[Event], sabotage: str | None) -> list[Node]:
-    """Ask a recogniser about every anchor. Returns the nodes that went; takes down why it left others alone."""
-    fired: list[Node] = []
+def _recognise(gm: GraphModule, matcher: Matcher, view: View, rule: Recogniser, outcome: Outcome, refused: list[Event], sabotage: str | None) -> int:
+    """Ask a recogniser about every anchor. Returns how many nodes went; takes down why it left others alone."""
+    gone: set[Node] = set()
     for node in sorted(n for target, nodes in matcher.index.items() if rule.begins_at(target) for n in nodes):
-        if not node.users or node in fired:
+        if not node.users or node in gone:
             continue
         found = rule.recognise(node, view)
         if isinstance(found, Found):
@@ -101,8 +101,8 @@ def _recognise(gm: GraphModule, matcher: Matcher, view: View, rule: Recogniser, 
         elif found is not None:
             done = replace_found(gm, matcher, rule.name, found, falsify=rule.name == sabotage)
             outcome.applied.append(Event(rule.name, done.new[0].name, *origin(done.new[0]), removed=done.removed, added=work(done.new)))
-            fired.extend(done.gone)
-    return fired
+            gone.update(done.gone)
+    return len(gone)
 
 
 def _float_dtypes(graph: Graph) -> tuple[torch.dtype, ...]:
@@ -111,23 +111,24 @@ def _float_dtypes(graph: Graph) -> tuple[torch.dtype, ...]:
     return tuple(sorted(found or {torch.float32}, key=str))
 
 
-def _apply(gm: GraphModule, matcher: Matcher, rule: Rule, dtypes: tuple[torch.dtype, ...], outcome: Outcome, sabotage: str | None) -> list[Node]:
-    fired: list[Node] = []
+def _apply(gm: GraphModule, matcher: Matcher, rule: Rule, dtypes: tuple[torch.dtype, ...], outcome: Outcome, sabotage: str | None) -> int:
+    """Apply a pattern wherever it matches. Returns how many nodes went."""
+    gone: set[Node] = set()
     if not may_occur(rule, dtypes[0], matcher):
-        return fired
+        return 0
     for variant in variants(rule, dtypes):
         anchor = matcher.anchor(variant.pattern)
         if anchor is None:
             continue
         for node in list(matcher.index[anchor.target]):
-            if not node.users or node in fired:
+            if not node.users or node in gone:
                 continue
-            found = matcher.attempt(variant.pattern, anchor, node, partial(_guard, rule, variant))
+            found = matcher.attempt(variant.pattern, anchor, node, partial(_guard, matcher, rule, variant))
             if isinstance(found, Match):
                 done = _replace(gm, matcher, rule, variant, found, falsify=rule.name == sabotage)
                 outcome.applied.append(Event(rule.name, done.new[0].name, *origin(done.new[0]), removed=done.removed, added=work(done.new)))
-                fired.extend(done.gone)
-    return fired
+                gone.update(done.gone)
+    return len(gone)
 
 
 def _missed(rule: Rule, miss: NearMiss) -> Event:
@@ -135,7 +136,7 @@ def _missed(rule: Rule, miss: NearMiss) -> Event:
     return Event(rule.name, miss.at.name, *origin(miss.node), reason, tuple(n.name for n in miss.fitted))
 
 
-def _guard(rule: Rule, variant: Variant, match: Match) -> str | None:
+def _guard(matcher: Matcher, rule: Rule, variant: Variant, match: Match) -> str | None:
     """The reason against a match: the rule's own condition, or a replacement that gives something else."""
     if rule.when is not None:
         tensors = {n: val(match.leaves[n]) if n in match.leaves else None for n in rule.inputs.tensors}
@@ -145,7 +146,7 @@ def _guard(rule: Rule, variant: Variant, match: Match) -> str | None:
         if not verdict:
             return "the rule's condition does not hold here"
     against = rule.where(match.leaves) if rule.where is not None else None
-    return against or _result_differs(match, variant)
+    return against or _result_differs(matcher, match, variant)
 
 
 # --- replacement -------------------------------------------------------------------------------------
@@ -156,16 +157,14 @@ def _dtype(match: Match) -> torch.dtype:
     return next((val(g).dtype for g in match.leaves.values() if val(g).is_floating_point()), torch.float32)
 
 
-def _result_differs(match: Match, variant: Variant) -> str | None:
-    """Run the replacement on fake tensors: shape, dtype, device and strides must be those of what it replaces."""
+def _result_differs(matcher: Matcher, match: Match, variant: Variant) -> str | None:
+    """Run the replacement on fake tensors: shape, dtype, device and strides must be those of what it replaces. Once for
+    sites that are alike, within this graph: in another one, symbols of these names may mean other sizes."""
     dtype = _dtype(match)
     key = (variant, dtype, *(_signature(g) for g in match.leaves.values()), *(str(s) for s in match.scalars.values()), *(_signature(o) for o in match.outputs))
-    if key not in _RESULTS:
-        _RESULTS[key] = _compare_results(match, variant.replacement(dtype))
-    return _RESULTS[key]
-
-
-_RESULTS: dict[Any, str | None] = {}
+    if key not in matcher.verdicts:
+        matcher.verdicts[key] = _compare_results(match, variant.replacement(dtype))
+    return matcher.verdicts[key]
 
 
 def _signature(node: Node) -> tuple[Any, ...]:

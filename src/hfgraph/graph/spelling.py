@@ -13,17 +13,23 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from hfgraph.graph.values import arguments, is_dense, is_symbol, regions, same_layout, same_size, val
+from hfgraph.graph.identity import may_be_one
+from hfgraph.graph.values import arguments, autocast_is_on, is_dense, is_symbol, regions, same_layout, same_size, val
 
 aten = torch.ops.aten
 END = 9223372036854775807
 
 
 class Call(NamedTuple):
-    """An operator call to put in a node's place; `kwargs` are left empty by all present spellings."""
+    """An operator call to put in a node's place; `kwargs` are left empty by all present spellings.
+
+    Attributes:
+        at: an operand that becomes the call instead, where the operand stands: what it reads may be written before the node.
+    """
 
     target: Any
     args: tuple[Any, ...]
+    at: Node | None = None
 
 
 Spelling = Callable[[Node], "Node | Call | None"]
@@ -153,14 +159,14 @@ _REDUCTIONS = frozenset({aten.mean.dim, aten.sum.dim_IntList, aten.amax.default}
 
 
 def _unsqueeze(node: Node) -> Call | None:
-    """Dims count from the end; a reduction over the last dim that gets it back is one with keepdim."""
+    """Dims count from the end; a reduction over the last dim that gets it back is one with keepdim, in its place."""
     x, dim = node.args[0], node.args[1]
     if not isinstance(x, Node) or not isinstance(dim, int):
         return None
     if dim >= 0:
         return Call(node.target, (x, dim - val(node).ndim))
     if dim == -1 and x.target in _REDUCTIONS and len(x.users) == 1 and not x.kwargs and list(x.args[1:]) == [[-1]]:  # type: ignore[comparison-overlap]
-        return Call(x.target, (x.args[0], [-1], True))
+        return Call(x.target, (x.args[0], [-1], True), at=x)
     return None
 
 
@@ -245,15 +251,28 @@ SPELLINGS: dict[Any, Spelling] = {
 
 # Where these do nothing, they return their input itself; the others return a new tensor on the same storage.
 _RETURN_SELF = frozenset(
-    {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default, aten.contiguous.default, aten.dropout.default}
-)
+    {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default, aten.flatten.using_ints, aten.contiguous.default,
+     aten.dropout.default}
+)  # fmt: skip
+# Autocast runs these in float32 (on some devices), and what they are put in place of as it is.
+_WIDENED = frozenset({aten.pow.Tensor_Scalar})
 
 
 def _spelled(node: Node, modes: Modes) -> Node | Call | None:
-    """What the table puts in a node's place. A new tensor made under no_grad has no history, its input may have one."""
+    """What the table puts in a node's place, where nobody can tell."""
     spelling = SPELLINGS.get(node.target) if node.op == "call_function" else None
     found = spelling(node) if spelling and isinstance(val(node), Tensor | list | tuple) else None
-    return None if isinstance(found, Node) and node.target not in _RETURN_SELF and modes[found] != modes[node] else found
+    return found if found is not None and _is_allowed(found, node, modes) else None
+
+
+def _is_allowed(found: Node | Call, node: Node, modes: Modes) -> bool:
+    """A new tensor made under no_grad has no history, its input may have one; both may be seen; and autocast may tell operators apart."""
+    if isinstance(found, Node):
+        return node.target in _RETURN_SELF or (modes[found] == modes[node] and may_be_one(node, found))
+    if found.at is not None and modes[found.at] != modes[node]:
+        return False
+    widened = found.target in _WIDENED and node.target not in _WIDENED and val(node).dtype not in (torch.float32, torch.float64)
+    return not (widened and autocast_is_on(modes[node]))
 
 
 def unspelled(gm: GraphModule) -> Node | None:
@@ -270,8 +289,10 @@ def respell(gm: GraphModule) -> int:
         found = _spelled(node, modes)
         changed += found is not None
         while isinstance(found, Call):  # flatten to reshape, and then a reshape to the same shape to nothing
-            node.target, node.args, node.kwargs = found.target, found.args, {}
-            found = _spelled(node, modes)
+            place = found.at or node
+            place.target, place.args, place.kwargs = found.target, found.args, {}
+            place.meta["val"] = val(node)
+            found = _spelled(node, modes) if place is node else place
         if found is not None:
             node.replace_all_uses_with(found)
             gm.graph.erase_node(node)

@@ -12,12 +12,12 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._prims_common import is_contiguous_or_false
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-# Higher-order operators that come out of a retrace as they went in, and write none of their inputs. The others are
+# Higher-order operators that come out of a retrace as they went in. The others are
 # not captured: activation checkpointing would lose its recomputation, a custom autograd function its own backward.
 KNOWN_HIGHER_ORDER = frozenset({"cond", "flex_attention"})
 
@@ -113,7 +113,7 @@ def _unsaid(node: Node) -> list[Node]:
 
 
 def written_nodes(node: Node) -> list[Node]:
-    """The inputs that a node writes in place."""
+    """The inputs that a node writes in place; of a higher-order operator whose branches write anything, all that it has."""
     if isinstance(node.target, OpOverload):
         names = written(node.target)
         if not names:
@@ -121,9 +121,18 @@ def written_nodes(node: Node) -> list[Node]:
         given = arguments(node)
         found = [given[n] for n in names]
         return [x for f in found for x in (f if isinstance(f, list | tuple) else [f]) if isinstance(x, Node)]
-    if isinstance(node.target, HigherOrderOperator) and node.target.name() not in KNOWN_HIGHER_ORDER:
-        return list(node.all_input_nodes)
+    if isinstance(node.target, HigherOrderOperator):
+        known, inner = node.target.name() in KNOWN_HIGHER_ORDER, (n for b in branches(node) for n in b.nodes)
+        return [] if known and not any(written_nodes(n) for n in inner) else list(node.all_input_nodes)
     return []
+
+
+def branches(node: Node) -> list[Graph]:
+    """The graphs that a higher-order operator runs on its operands."""
+    owner = node.graph.owning_module
+    assert owner is not None, "without its module nothing is known of what a graph calls"
+    found = (operator.attrgetter(str(i.target))(owner) for i in node.all_input_nodes if i.op == "get_attr")
+    return [m.graph for m in found if isinstance(m, GraphModule)]
 
 
 @cache
@@ -141,9 +150,16 @@ def is_pure(node: Node) -> bool:
     return getattr(node.target, "__module__", None) in ("_operator", "math") or node.target is operator.getitem
 
 
-def drop_dead(graph: Graph) -> None:
-    """Remove nodes without users, but for those that write or switch modes."""
+def drop_dead(graph: Graph) -> int:
+    """Remove nodes without users, but for those that write or switch modes. Returns how many went."""
+    before = len(graph.nodes)
     graph.eliminate_dead_code(lambda n: n.is_impure() or bool(written_nodes(n)))
+    return before - len(graph.nodes)
+
+
+def autocast_is_on(region: tuple[Any, ...]) -> bool:
+    """Around the graph, or in the region: autocast casts the inputs of some operators, but not those of their twins."""
+    return len(region) > 1 or any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
 
 
 def regions(graph: Graph) -> dict[Node, tuple[Any, ...]]:
