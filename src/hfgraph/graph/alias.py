@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from torch._ops import HigherOrderOperator
 from torch.fx import Graph, Node
 
-from hfgraph.graph.values import branches, tensors, val, written_nodes
+from hfgraph.graph.values import branches, evaluated, tensors, val, written_nodes
 
 # Meta key of a functional node that took over the value of an in-place one: fresh, although its recorded value
 # still names the old storage (views of it are recognised by that).
@@ -88,6 +88,18 @@ class Aliases:
         self._roots[new] = self.roots(old)
         for r in self._roots[new]:
             self._members[r].append(new)
+
+
+def stand_for(by: Node, node: Node) -> None:
+    """Readers of a node read another, which has its value. What views of the node show is the other's storage from then on."""
+    old = _storages(node)
+    node.replace_all_uses_with(by)
+    stack = [by] if old != _storages(by) else []
+    while stack:
+        for user in stack.pop().users:
+            if not old.isdisjoint(_storages(user)):
+                user.meta["val"] = evaluated(user)
+                stack.append(user)
 
 
 def varies(node: Node) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from hfgraph.graph.alias import Aliases
+from hfgraph.graph.alias import Aliases, stand_for
 from hfgraph.graph.values import regions, same_layout, val
 
 aten = torch.ops.aten
@@ -28,7 +28,7 @@ def drop_copies(gm: GraphModule) -> int:
             continue
         if aliases.is_written(node) or aliases.is_written(node.args[0]):
             continue
-        node.replace_all_uses_with(node.args[0])
+        stand_for(node.args[0], node)
         gm.graph.erase_node(node)
         dropped += 1
     return dropped

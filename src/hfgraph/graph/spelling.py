@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from hfgraph.graph.alias import stand_for
 from hfgraph.graph.identity import may_be_one
 from hfgraph.graph.values import arguments, autocast_is_on, is_dense, is_symbol, regions, same_layout, same_size, val
 
@@ -294,6 +295,6 @@ def respell(gm: GraphModule) -> int:
             place.meta["val"] = val(node)
             found = _spelled(node, modes) if place is node else place
         if found is not None:
-            node.replace_all_uses_with(found)
+            stand_for(found, node)
             gm.graph.erase_node(node)
     return changed

@@ -89,8 +89,8 @@ def _wrapped(ids: Node, experts: Any, view: View, before: Node) -> Node:
     """Ids that gather matrices: negative ones count from the last, unless they are places that a sort gave."""
     source = ids
     while source.target in _PASSED:
-        source = source.args[0]  # type: ignore[assignment]
-    if source.target is operator.getitem and source.args[1] == 1 and source.args[0].target in _PLACES:  # type: ignore[union-attr]
+        (source, *_) = source.all_input_nodes
+    if source.target is operator.getitem and source.args[1] == 1 and source.all_input_nodes[0].target in _PLACES:
         return ids
     negative = view.call(aten.lt.Scalar, ids, 0, before=before)
     return view.call(aten.where.self, negative, view.call(aten.add.Tensor, ids, experts, before=before), ids, before=before)
