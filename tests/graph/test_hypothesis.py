@@ -179,7 +179,12 @@ def wrong_on(rule: Rule, program: Program) -> str:
 
 SABOTAGE: dict[str, tuple[str, Any, str, Any]] = {
     "writes in between are not seen by the matcher": ("rms_norm", Aliases, "writes", lambda self, nodes: []),
-    "in-place operators lose their other readers": ("rms_norm", _Sweep, "silent_after", lambda self, node, others: True),
+    "in-place operators lose their other readers": (
+        "rms_norm",
+        _Sweep,
+        "read_after",
+        lambda self, node, x, read_after=_Sweep.read_after: read_after(self, node, x) & {x},
+    ),
     "grad regions are one": ("rms_norm", ValueNumbers, "region", lambda self, node: None),
     "views are storage of their own": ("rms_norm", Aliases, "roots", lambda self, node: frozenset([node])),
 }
