@@ -327,3 +327,35 @@ def test_the_graph_that_was_recognised_equals_the_original(t: int, k: int, e: in
     assert found == 1 or missed, "a mixture is neither found nor is there a reason"
     assert found == 1 or 1 in (t * k, h, i, k), missed
     torch.testing.assert_close(got, want, atol=1e-4 * max(1.0, want.abs().max().item()), rtol=0)
+
+
+# --- ids that are no expert's number ------------------------------------------------------------------
+
+
+def gathered(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Each choice with a copy of its expert's matrices; Python counts negative ids from the last."""
+    flat, rows = ids.reshape(-1), x.repeat_interleave(K, 0)
+    gate, up = torch.bmm(gate_up[flat], rows.unsqueeze(-1)).squeeze(-1).chunk(2, -1)
+    y = torch.bmm(down[flat], (F.silu(gate) * up).unsqueeze(-1)).squeeze(-1) * weights.reshape(-1, 1)
+    return y.view(T, K, H).sum(1)
+
+
+def in_order(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Rows sorted by expert; those behind the last expert's are nobody's."""
+    sorted_ids, order = torch.sort(ids.reshape(-1))
+    ends = torch.cumsum(torch.histc(sorted_ids.float(), bins=E, min=0, max=E - 1), 0, dtype=torch.int32)
+    gate, up = grouped_mm(x[order // K], gate_up.transpose(1, 2), ends).chunk(2, -1)
+    y = grouped_mm(F.silu(gate) * up, down.transpose(1, 2), ends) * weights.reshape(-1)[order].unsqueeze(-1)
+    return y[torch.empty_like(order).index_put((order,), torch.arange(T * K))].view(T, K, H).sum(1)
+
+
+@pytest.mark.parametrize("kernel", ("cpp", "reference"))
+@pytest.mark.parametrize(("function", "shift"), ((gathered, -E), (gathered, -1), (in_order, 0), (in_order, 1)))
+@torch.no_grad()
+def test_ids_mean_what_they_mean_to_the_model(function: Function, shift: int, kernel: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gate_up, down = (torch.randn(s, generator=generator) * 0.3 for s in ((T, H), (E, 2 * I, H), (E, H, I)))
+    ids, weights = torch.randint(0, E, (T, K), generator=generator) + shift, torch.rand(T, K, generator=generator)
+    compiled = torch.compile(function, backend="hfgraph", options={"strict": True, "inductor": False, "kernels": {"moe": kernel}})
+    torch.testing.assert_close(compiled(x, ids, weights, gate_up, down), function(x, ids, weights, gate_up, down), atol=1e-5, rtol=0)
+    assert hfgraph.last_report().counts["moe"] == 1

@@ -27,6 +27,8 @@ NAME = "merged_linear"
 # On a CPU measured (`benchmarks/merged.py`, `benchmarks/results/merged-cpu.json`). On a GPU not measured here: there it saves
 # launches and fills more of the device while rows are few, and costs nothing when they are many.
 PAYS: dict[tuple[str, torch.dtype | None], float] = {("cuda", None): math.inf, ("cpu", torch.bfloat16): 64}
+# Results of these have the strides of what is scattered into.
+_SCATTERS = frozenset({aten.slice_scatter.default, aten.select_scatter.default, aten.diagonal_scatter.default})
 # Operators for which the strides of what they read matter.
 _FUSSY = frozenset({aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype})
 
@@ -86,9 +88,14 @@ class _Layouts:
         self.leaving = set(gm.graph.output_node().all_input_nodes)
 
     def matters(self, linear: Node) -> bool:
-        """It leaves the graph, is written, or is read by an operator that may have the strides of the trace baked in."""
-        members = self.aliases.members(linear)
-        return self.aliases.is_written(linear) or any(m in self.leaving or any(_is_fussy(u) for u in m.users) for m in members)
+        """It leaves the graph, is written, or is read by an operator that may have the strides of the trace baked in; or what has its strides does."""
+        members = dict.fromkeys(self.aliases.members(linear))
+        stack = list(members)
+        while stack:
+            laid_out_alike = [m for u in stack.pop().users if u.target in _SCATTERS for m in self.aliases.members(u) if m not in members]
+            members |= dict.fromkeys(laid_out_alike)
+            stack += laid_out_alike
+        return any(self.aliases.is_written(m) or m in self.leaving or any(_is_fussy(u) for u in m.users) for m in members)
 
 
 def _is_fussy(user: Node) -> bool:

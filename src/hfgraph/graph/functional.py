@@ -10,7 +10,8 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from hfgraph.graph.alias import FRESH, Aliases
-from hfgraph.graph.values import arguments, autocast_is_on, evaluated, is_random, regions, same_layout, same_shape, val, written, written_nodes
+from hfgraph.graph.evaluate import value_inputs
+from hfgraph.graph.values import arguments, autocast_is_on, evaluated, is_random, is_trained, regions, same_layout, same_shape, val, written, written_nodes
 
 aten = torch.ops.aten
 _SCATTER = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
@@ -50,6 +51,7 @@ class _Sweep:
         self.position = {n: i for i, n in enumerate(gm.graph.nodes)}
         self.aliases = Aliases(gm.graph)
         self.modes = regions(gm.graph)
+        self.trained = is_trained(gm.graph)
         self.later: dict[Node, Node] = {}  # what holds a tensor's value after a write to it
         self.ahead: dict[Node, list[Node]] = {}
         self.awake: dict[Node, list[Node]] = {}
@@ -79,6 +81,9 @@ class _Sweep:
             return None
         x = arguments(node)["self"]
         if not isinstance(x, Node) or _twin(node.target) is None or self.aliases.is_input(x):
+            return None
+        # Copied over, what x was computed from gets a gradient of zeros; what takes its place would leave it without any.
+        if self.trained and node.target is aten.copy_.default and any(value_inputs(r) for r in self.aliases.roots(x)):
             return None
         # Written under no_grad, x keeps its history; a new tensor made there would have none.
         changed = any(self.modes[r] != self.modes[node] for r in self.aliases.roots(x))

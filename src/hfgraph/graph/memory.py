@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hfgraph.graph.mapped import is_of_a_file
+
 MEMORY = "hfgraph_memory"  # meta key of a placeholder that holds a plain parameter
 STACK = "hfgraph_stack"  # meta key of a node that stacks parameters: in memory they are to lie like that
 
@@ -48,8 +50,10 @@ def _bound(value: Tensor) -> str:
         return "other processes share its memory and would not follow"
     if value.is_pinned():
         return "its memory is pinned, and a new block would not be"
-    # Arrays, DLPack, mapped files, memory of another process on a GPU: torch was handed it, and only what it allocates itself it can resize.
-    return "" if storage.resizable() else "its memory is an array's or a mapped file's, not torch's own (weight.data = weight.data.clone() gives it some)"
+    # Arrays, DLPack, memory of another process on a GPU: torch was handed it, and only what it allocates itself it can resize.
+    if storage.resizable() or is_of_a_file(value.data_ptr()):
+        return ""
+    return "its memory is an array's, not torch's own (weight.data = weight.data.clone() gives it some)"
 
 
 def are_adjacent(parts: Sequence[Memory]) -> bool:
