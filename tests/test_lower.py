@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from hfgraph.graph.capture import capture
-from hfgraph.lower import _is_trained
+from hfgraph.graph.values import is_trained
 
 
 def trained(model: nn.Module, grad: bool = True) -> list[bool]:
@@ -18,7 +18,7 @@ def trained(model: nn.Module, grad: bool = True) -> list[bool]:
     seen: list[bool] = []
 
     def backend(gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        seen.append(_is_trained(capture(gm, inputs)))
+        seen.append(is_trained(capture(gm, inputs).graph))
         return gm.forward
 
     with torch.set_grad_enabled(grad):

@@ -438,7 +438,7 @@ def test_a_mask_from_outside_over_scores_masked_before() -> None:
     assert_equal(compiled(attend)(q, mask), attend(q, mask))
     assert [s.note for s in attentions()] == ["full, bias as a tensor"]
     assert_equal(compiled(bounded)(q, mask), bounded(q, mask))
-    assert [s.reason for s in attentions("near miss")] == ["attention: masks are added to each other, and then bounded or rounded"]
+    assert [s.reason for s in attentions("near miss")] == ["attention: scores are bounded, and what is added to them may be a mask itself"]
 
 
 @torch.no_grad()
@@ -450,7 +450,7 @@ def test_masks_added_to_each_other_and_then_rounded() -> None:
 
     q, padding = torch.randn(2, 2, 5, 8), torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
     torch.testing.assert_close(compiled(attend)(q, padding), attend(q, padding), atol=2e-2, rtol=0, equal_nan=True)
-    assert [s.reason for s in attentions("near miss")] == ["attention: masks are added to each other, and then bounded or rounded"]
+    assert [s.reason for s in attentions("near miss")] == ["attention: the scores are rounded to torch.bfloat16"]
 
 
 @torch.no_grad()

@@ -62,21 +62,29 @@ def masking_arguments(
         "offset": structure.offset,
         "slopes": slopes,
     }
+    found = _without_keys(parts, masking, structure, q, k, view, before, written_out)
+    if isinstance(found, Arguments | Refusal):
+        return found
+    given = {n: a for n, a in {**named, "masked": found}.items() if a is not None}
+    return Arguments(given, in_words(given, masking.reason))
+
+
+def _without_keys(
+    parts: Parts, masking: Masking, structure: Structure, q: Node, k: Node, view: View, before: Node, written_out: bool
+) -> float | Arguments | Refusal | None:
+    """The score of a masked key, which shows where a query has no other; or all arguments, where no number says it."""
     finite = any(math.isfinite(f) for f in parts.fills)
     strict = written_out and (is_trained(before.graph) or val(q).dtype is torch.float16)
     if finite and parts.unread:
         return _as_a_tensor(parts, q, k, view, before, written_out and (strict or parts.infinite))
-    if parts.fills and (masking.factors or not _has_own_key(structure, masking, q, k)):
-        if finite and (parts.stacked or (strict and parts.summed)):
-            return _as_a_tensor(parts, q, k, view, before, strict)
-        if len(parts.fills) > 1:
-            return Refusal(f"masked scores are {' and '.join(str(f) for f in sorted(parts.fills))}", before)
-        (fill,) = parts.fills
-        named["masked"] = max(fill, SPELLED) if strict and finite else fill
-    elif written_out and parts.unread and (strict or parts.infinite):
-        named["masked"] = -math.inf
-    given = {n: a for n, a in named.items() if a is not None}
-    return Arguments(given, in_words(given, masking.reason))
+    if not parts.fills or not (masking.factors or not _has_own_key(structure, masking, q, k)):
+        return -math.inf if written_out and parts.unread and (strict or parts.infinite) else None
+    if finite and (parts.stacked or (strict and parts.summed)):
+        return _as_a_tensor(parts, q, k, view, before, strict)
+    if len(parts.fills) > 1:
+        return Refusal(f"masked scores are {' and '.join(str(f) for f in sorted(parts.fills))}", before)
+    (fill,) = parts.fills
+    return max(fill, SPELLED) if strict and finite else fill
 
 
 def _as_a_tensor(parts: Parts, q: Node, k: Node, view: View, before: Node, spelled: bool) -> Arguments | Refusal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,18 +11,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from hfgraph.graph.alias import varies
-from hfgraph.graph.sources import is_projection, trail
 from hfgraph.graph.values import arguments, is_pure, val
+from hfgraph.rewrites.attending.low import is_mask, loses, may_be_infinite, may_mask
 from hfgraph.rewrites.attending.numbers import constant, held, is_broadcast, numbers, operand
 
 aten = torch.ops.aten
-# Scores from here on down are masks; what is less negative may still matter to a sum.
-_MASKED = {torch.float16: -6.0e4}
-_MASKED_BELOW = -1.0e30
-
-# What these give is as finite as a model's parameters.
-_FINITE = frozenset({aten.softmax.int, aten.embedding.default, aten.index.Tensor, aten.sigmoid.default, aten.tanh.default})
-
 _AND = frozenset({aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default})
 _OR = frozenset({aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default})
 _NOT = frozenset({aten.logical_not.default, aten.bitwise_not.default})
@@ -169,46 +161,6 @@ def _made_alike(a: Node, b: Node, known: dict[tuple[Node, Node], bool]) -> bool:
         return constant(a) == constant(b) and val(a).dtype == val(b).dtype
     same = a.op == b.op == "call_function" and a.target is b.target and is_pure(a) and not a.kwargs and not b.kwargs and len(a.args) == len(b.args)
     return same and all(_alike(x, y, known) for x, y in zip(a.args, b.args, strict=True))
-
-
-def may_mask(bias: Node) -> bool:
-    """A bias may be as low as a mask: it comes from outside, it is written to, or a number of that size went into it."""
-    if varies(bias) or trail(bias)[-1].op != "call_function":
-        return True
-    low = -_MASKED.get(val(bias).dtype, _MASKED_BELOW)
-    stack, seen = [bias], {bias}
-    while stack:
-        node = stack.pop()
-        if any(isinstance(a, int | float) and abs(a) >= low for a in (*node.args, constant(node))):
-            return True
-        inputs = [] if is_projection(node) or node.target is aten.softmax.int else [n for n in node.all_input_nodes if n not in seen]
-        seen.update(inputs)
-        stack += inputs
-    return False
-
-
-def may_be_infinite(bias: Node) -> bool:
-    """Nothing in the graph says that it is finite: a tensor from outside goes into it that no product or table stands before, or an infinite number."""
-    stack, seen = [bias], {bias}
-    while stack:
-        node = stack.pop()
-        given = node.op != "call_function" and isinstance(val(node), Tensor) and val(node).is_floating_point()
-        if given or varies(node) or any(isinstance(a, int | float) and math.isinf(a) for a in (*node.args, constant(node))):
-            return True
-        inputs = [] if is_projection(node) or node.target in _FINITE else [n for n in node.all_input_nodes if n not in seen]
-        seen.update(inputs)
-        stack += inputs
-    return False
-
-
-def loses(dtype: torch.dtype, other: torch.dtype) -> bool:
-    """Whether a cast of floats rounds them, or makes large ones infinite."""
-    return torch.finfo(other).eps > torch.finfo(dtype).eps or torch.finfo(other).max < torch.finfo(dtype).max
-
-
-def is_mask(value: Any, dtype: torch.dtype) -> bool:
-    """A score so low that it masks."""
-    return isinstance(value, int | float) and value <= _MASKED.get(dtype, _MASKED_BELOW)
 
 
 def _add(parts: Parts, node: Node, factor: float) -> bool:

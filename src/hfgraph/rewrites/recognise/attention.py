@@ -14,10 +14,12 @@ from hfgraph.graph.values import arguments, same_size, val
 from hfgraph.kernels.attention import attention
 from hfgraph.rewrites.attending.arguments import masking_arguments, per_head, split_heads
 from hfgraph.rewrites.attending.examples import EXAMPLES
-from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, loses, same_conditions
+from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step, same_conditions
 from hfgraph.rewrites.attending.gate import Gate, read_gate
 from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, taken_apart, ungrouped
-from hfgraph.rewrites.attending.scores import Scores, read_scores
+from hfgraph.rewrites.attending.low import loses
+from hfgraph.rewrites.attending.scores import read_scores
+from hfgraph.rewrites.attending.steps import Scores
 from hfgraph.rewrites.attending.structure import Structure
 
 aten = torch.ops.aten
@@ -75,12 +77,9 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     operands = queries_and_keys(scores.product, view, output)
     if operands is None:
         return Refusal("the product of queries and keys has operands that do not fit", scores.product, nodes)
-    q, k = operands
-    rounded = _rounded(scores, values, nodes)
-    if rounded is not None:
+    if (rounded := _rounded(scores, values, nodes)) is not None:
         return rounded
-    if scores.scale < 0:  # fused operators take a mask's -inf times the scale
-        q, scores.scale = view.call(aten.neg.default, q, before=output), -scores.scale
+    q, k = _q_scaled_up(operands[0], scores, view, output), operands[1]
     k, v, repeats = _ungrouped(k, values.v, view, output)
     then: list[tuple[Any, ...]] = [(aten.permute.default, list(values.order))] if values.order else []
     top = scores.nodes[0]
@@ -108,6 +107,14 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
         return Refusal("the sink is not one number for each head", sink, nodes)
     args: dict[str, Any] = {"q": q, "k": k, "v": v, **masking.named, "sinks": sinks, "scale": scores.scale, "softcap": scores.softcap}
     return Found((output,), attention, args, (*nodes, *repeats), nodes[:-1], tuple(then), masking.words)
+
+
+def _q_scaled_up(q: Node, scores: Scores, view: View, before: Node) -> Node:
+    """Queries for a positive scale: fused operators take a mask's -inf times it."""
+    if scores.scale > 0:
+        return q
+    scores.scale = -scores.scale
+    return view.call(aten.neg.default, q, before=before)
 
 
 def _rounded(scores: Scores, values: Values, nodes: tuple[Node, ...]) -> Refusal | None:
