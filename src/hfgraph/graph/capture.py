@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
+from torch._C._functorch import set_inplace_requires_grad_allowed
 from torch._functorch import predispatch
 from torch._guards import tracing
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -85,7 +86,7 @@ _CAUSES = {
 # Calls without tensors that a retrace records or repairs, that make a constant, or that count what is used.
 _KEPT = frozenset(
     {torch._C._set_grad_enabled, torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast, torch.nn.attention._backend_from_string,
-     torch._C._log_api_usage_once, torch._C._functorch.set_inplace_requires_grad_allowed}
+     torch._C._log_api_usage_once, set_inplace_requires_grad_allowed}
 )  # fmt: skip
 _ISOLATED = frozenset({_VMAP_ENTER, _VMAP_EXIT, predispatch.lazy_load_decompositions})  # in the outermost graph
 
