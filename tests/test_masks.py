@@ -82,6 +82,17 @@ def by_sequence(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, (j <= i) | (torch.arange(q.shape[0])[:, None, None, None] >= 2))
 
 
+class Biased(torch.nn.Module):
+    """A bias that the model has learnt holds no mask: nothing keeps PyTorch's fused operator from taking it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.randn(2, 13, 13))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k.mT + self.bias, -1) @ v
+
+
 @dataclass(frozen=True)
 class Case:
     """A function, the arguments of several calls, and what its report says of the mask in the last graph."""
@@ -157,6 +168,11 @@ def floor_of_a_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return weighted(torch.max(product(q, k) + mask, torch.tensor(LOW)), v)
 
 
+def scaled_floor(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    scores = product(q, k).masked_fill(~keep[:, None, None], LOW)
+    return weighted(torch.max(scores, torch.tensor(LOW)) * 2, v)
+
+
 def row_maximum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = product(q, k)
     return weighted(scores - scores.amax(-1), v)
@@ -189,6 +205,10 @@ def whole_sink(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
 
 def given_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return weighted(product(q, k) + mask, v)
+
+
+def picked_mask(q: Tensor, k: Tensor, v: Tensor, masks: Tensor, which: Tensor) -> Tensor:
+    return weighted(product(q, k) + masks[which][:, None], v)
 
 
 def overflowing(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
@@ -244,6 +264,7 @@ POSITIONS = torch.arange(13).expand(2, 13).contiguous()
 SPARSE = torch.cat([torch.arange(7), torch.full((6,), -5) - torch.arange(6)]).expand(2, 13).contiguous()
 SCORES = {
     "floor": Case(floor, ((*qkv(), KEEP),), "padding"),
+    "floor times a scale": Case(scaled_floor, ((*qkv(), KEEP),), "padding"),
     "floor of a mask": Case(floor_of_a_mask, ((*qkv(), HOLES),), ""),
     "row maximum along queries": Case(row_maximum, (qkv(batch=1, heads=1),), ""),
     "bias of whole numbers": Case(whole_bias, ((*qkv(), torch.linspace(-2, 2, 169).view(13, 13)),), "bias"),
@@ -253,6 +274,7 @@ SCORES = {
     "scale of whole numbers": Case(whole_scale, (qkv(),), "full"),
     "sinks of whole numbers": Case(whole_sink, ((*qkv(), torch.tensor([0.9, 2.7])),), ""),
     "a mask of the caller": Case(given_mask, ((*qkv(), HOLES),), "bias"),
+    "one of the caller's masks": Case(picked_mask, ((*qkv(), HOLES[:, 0], torch.tensor([1, 0])),), "bias"),
     "fill times a scale": Case(overflowing, ((*qkv(), KEEP),), "padding"),
     "mask added in float16": Case(added_in_half, ((*qkv(by=4.0), KEEP),), "bias"),
     "mask in float32, queries in float16": Case(mask_in_float32, (qkv(),), ""),
@@ -275,6 +297,18 @@ def test_scores_are_eagers(name: str) -> None:
         got, want = compiled(*given), case.function(*given)
         torch.testing.assert_close(got, want, atol=1e-5 if want.dtype is torch.float32 else 2e-3, rtol=0, equal_nan=True)
     assert [n for n in notes() if case.words in n] if case.words else not notes()
+
+
+@torch.no_grad()
+def test_a_parameter_is_no_mask_of_the_callers() -> None:
+    """One that is given may be -inf throughout a row, and then the softmax is the model's own."""
+    model, given = Biased(), qkv()
+    for function, args, masked in ((model, given, []), (given_mask, (*given, HOLES), [float("-inf")])):
+        torch._dynamo.reset()
+        torch.testing.assert_close(torch.compile(function, backend="hfgraph", options=PLAIN)(*args), function(*args), atol=1e-5, rtol=0, equal_nan=True)
+        (graph,) = hfgraph.explain(function, *args).graphs
+        calls = [n.call for n in graph.after.nodes if n.label == "attention"]
+        assert [float("-inf") for c in calls if "masked=-inf" in c] == masked and calls
 
 
 def random_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

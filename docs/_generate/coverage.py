@@ -14,7 +14,7 @@ from hfgraph.zoo.table import Coverage
 
 _TITLES = {"causal": "Causal language models", "seq2seq": "Encoder-decoders", "mlm": "Encoders", "vlm": "Image-text models"}
 _KINDS = {
-    "norm": "RMSNorm, LayerNorm and L2 norms",
+    "norm": "RMSNorm and LayerNorm; not what makes vectors of length one (Dory), which no rule knows",
     "rope": "tensors that are rotated",
     "attention": "attentions",
     "glu": "gated MLPs",

@@ -169,8 +169,8 @@ def subtracted(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
 
 
 def relative_bias(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
-    """Scores that are not scaled, with a learned bias by distance."""
-    bias = table[(_offsets(q, k) + 10).clamp(0, 20)].permute(2, 0, 1)[None]
+    """Scores that are not scaled, with a learned bias by distance, which has a bound, as Swin-v2's."""
+    bias = (4.0 * table.sigmoid())[(_offsets(q, k) + 10).clamp(0, 20)].permute(2, 0, 1)[None]
     return torch.matmul((torch.matmul(q, k.transpose(2, 3)) + bias).softmax(-1), v)
 
 

@@ -83,8 +83,9 @@ class Parts:
         """Take apart a tensor that, times a number, is added to the scores: masks to conditions, the rest stays a bias."""
         if varies(node) or not self._apart(node, factor):
             self.biases.append(Bias(node, factor))
-            self.unread |= may_mask(node)
-            self.infinite |= may_be_infinite(node)
+            infinite = may_be_infinite(node)
+            self.infinite |= infinite
+            self.unread |= infinite or may_mask(node)
 
     def _apart(self, node: Node, factor: float) -> bool:
         step = _ADDED.get(node.target)

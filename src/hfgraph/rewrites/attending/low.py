@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from hfgraph.graph.alias import varies
+from hfgraph.graph.memory import MEMORY
 from hfgraph.graph.sources import is_projection, trail
 from hfgraph.graph.values import val
 from hfgraph.rewrites.attending.numbers import constant
@@ -19,8 +20,8 @@ aten = torch.ops.aten
 _MASKED = {torch.float16: -6.0e4}
 _MASKED_BELOW = -1.0e30
 
-# What these give is as finite as a model's parameters.
-_FINITE = frozenset({aten.softmax.int, aten.embedding.default, aten.index.Tensor, aten.sigmoid.default, aten.tanh.default})
+# What these give is finite.
+_FINITE = frozenset({aten.softmax.int, aten.sigmoid.default, aten.tanh.default})
 
 
 def may_mask(bias: Node) -> bool:
@@ -40,11 +41,11 @@ def may_mask(bias: Node) -> bool:
 
 
 def may_be_infinite(bias: Node) -> bool:
-    """Nothing in the graph says that it is finite: a tensor from outside goes into it that no product or table stands before, or an infinite number."""
+    """Nothing in the graph says that it is finite: a tensor of the caller's goes into it, through no product, or an infinite number."""
     stack, seen = [bias], {bias}
     while stack:
         node = stack.pop()
-        given = node.op != "call_function" and isinstance(val(node), Tensor) and val(node).is_floating_point()
+        given = node.op != "call_function" and MEMORY not in node.meta and isinstance(val(node), Tensor) and val(node).is_floating_point()
         if given or varies(node) or any(isinstance(a, int | float) and math.isinf(a) for a in (*node.args, constant(node))):
             return True
         inputs = [] if is_projection(node) or node.target in _FINITE else [n for n in node.all_input_nodes if n not in seen]

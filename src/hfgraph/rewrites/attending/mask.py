@@ -14,7 +14,8 @@ from hfgraph.graph.evaluate import CannotEvaluate, Sizes, data
 from hfgraph.graph.recogniser import View
 from hfgraph.graph.values import same_size, val
 from hfgraph.rewrites.attending.factors import Factor, Parts
-from hfgraph.rewrites.attending.pairs import Pairs, ancestors, conjunction
+from hfgraph.rewrites.attending.pairs import Pairs, conjunction
+from hfgraph.rewrites.attending.reach import below
 from hfgraph.rewrites.attending.segments import segments_of, states_the_same
 from hfgraph.rewrites.attending.structure import Structure, Table, structure_of
 
@@ -100,7 +101,7 @@ class _Reader:
         if counter is None or len(counters) > 1 or not masking.structure.is_full:
             return masking
         found = self.structure(mine, counter)
-        readers = [n for n in ancestors([f.node for f in mine]) if counter in n.all_input_nodes]
+        readers = [n for n in below([f.node for f in mine]) if counter in n.all_input_nodes]
         if isinstance(found, str) or any(w < max(readers) for w in self.view.aliases.writes([counter])):
             return masking
         rest = tuple(f for f in masking.factors if f not in mine)

@@ -44,7 +44,7 @@ class Pairs:
         """Positions to try for the first query: the first and the last ones, powers of two, the mask's own numbers, also past all keys, and those
         beside them."""
         queries, keys = self.count(sizes)
-        numbers = arithmetic(ancestors([f.node for f in factors]))
+        numbers = arithmetic(below([f.node for f in factors]))
         marks = [*(2**i for i in range(keys.bit_length())), *numbers, keys - queries, keys, *(n + keys for n in numbers)]
         return sorted({0, *(m + d for m in marks for d in (-1, 0, 1) if m + d >= 0)})
 
@@ -84,8 +84,8 @@ class Pairs:
         return [*([traced] if self.many(traced) <= _TRACED else []), *(s for s in others if self.many(s) <= _MANY)]
 
     def _nodes(self, factors: Sequence[Factor]) -> list[Node]:
-        """All whose sizes must be known."""
-        return [*ancestors([f.node for f in factors]), self.q, self.k]
+        """All whose sizes must be known: also what only lends its shape."""
+        return [*below([f.node for f in factors], inputs=lambda n: n.all_input_nodes), self.q, self.k]
 
     def _has_lengths(self, factors: Sequence[Factor]) -> bool:
         """Whether more is a symbol than the number of sequences."""
@@ -142,18 +142,6 @@ def conjunction(factors: Sequence[Factor], given: Mapping[Node, Tensor], sizes: 
     """All conditions at once, on chosen sizes and inputs."""
     values = evaluate([f.node for f in factors], sizes, given)
     return reduce(torch.logical_and, [v.logical_not() if f.negated else v.bool() for f, v in zip(factors, values, strict=True)])
-
-
-def ancestors(roots: Sequence[Node], *known: Node) -> list[Node]:
-    """What `roots` are computed from, themselves included, in graph order; nothing that is `known` already."""
-    seen = set(known)
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return sorted(seen.difference(known))
 
 
 def _asks_for(batch: sympy.Symbol, node: Node) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import sympy
@@ -83,8 +83,8 @@ def beyond(numbers: Counter[int]) -> int:
     return min(math.prod((n + 1) ** min(times, 64) for n, times in numbers.items() if n > 1), _HUGE) + numbers[1] + 5
 
 
-def below(roots: Sequence[Node], given: Collection[Node] = ()) -> list[Node]:
-    """What values are computed from, themselves included, in graph order; what only lends its shape is not."""
+def below(roots: Sequence[Node], given: Collection[Node] = (), inputs: Callable[[Node], Iterable[Node]] = value_inputs) -> list[Node]:
+    """What values are computed from, themselves included, in graph order; nothing that is `given`, nor what that is computed from."""
     seen, stack = set(given), [r for r in roots if r not in given]
     found = set[Node]()
     while stack:
@@ -92,7 +92,7 @@ def below(roots: Sequence[Node], given: Collection[Node] = ()) -> list[Node]:
         if node not in seen:
             seen.add(node)
             found.add(node)
-            stack += value_inputs(node)
+            stack += inputs(node)
     return sorted(found)
 
 

@@ -15,7 +15,7 @@ from hfgraph.graph.values import arguments, same_size, val
 from hfgraph.rewrites.attending.factors import Bias, Factor, Parts, Step
 from hfgraph.rewrites.attending.low import is_mask
 from hfgraph.rewrites.attending.numbers import constant, held, operand
-from hfgraph.rewrites.attending.steps import Scores, Stuck
+from hfgraph.rewrites.attending.walk import Scores, Stuck
 
 aten = torch.ops.aten
 PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default})
@@ -183,9 +183,10 @@ def _floor(scores: Scores, node: Node) -> Node:
     """Scores that fall below a mask's are lifted to it: they count for nothing either way."""
     kept, other = operand(node), node.args[1]
     number = constant(other)
-    if number is None or not is_mask(number, val(node).dtype) or scores.scale <= 0:
+    bound = None if number is None else held(number * scores.scale, val(node).dtype)
+    if bound is None or not is_mask(number, val(node).dtype) or scores.scale <= 0:
         raise Stuck(f"scores are bounded by {other}", node)
-    scores.floor = max(scores.floor, number * scores.scale)
+    scores.floor = max(scores.floor, bound)
     return kept
 
 

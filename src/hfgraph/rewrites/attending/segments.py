@@ -11,8 +11,8 @@ from torch.fx import Node
 from hfgraph.graph.evaluate import CannotEvaluate, evaluate, shape
 from hfgraph.graph.values import val
 from hfgraph.rewrites.attending.factors import Factor
-from hfgraph.rewrites.attending.pairs import Pairs, ancestors
-from hfgraph.rewrites.attending.reach import arithmetic
+from hfgraph.rewrites.attending.pairs import Pairs
+from hfgraph.rewrites.attending.reach import arithmetic, below
 from hfgraph.rewrites.attending.structure import Structure, Table
 
 aten = torch.ops.aten
@@ -42,7 +42,7 @@ def states_the_same(implied: Sequence[Factor], source: Node, structure: Structur
     """Whether `implied`, with segments and what is `known`, allows the pairs that `structure` and segments allow: positions that
     count up within each segment say no more than its order does."""
     given_by = next(iter(inputs)) if len(inputs) == 1 else None
-    if given_by is None or val(given_by).is_floating_point() or arithmetic(ancestors([source, *(f.node for f in implied)], given_by)):
+    if given_by is None or val(given_by).is_floating_point() or arithmetic(below([source, *(f.node for f in implied)], [given_by])):
         return False  # numbers may say something of positions that are not drawn
     try:
         for sizes in pairs.trials([*implied, Factor(source)], [given_by]):

@@ -19,8 +19,8 @@ from hfgraph.rewrites.attending.gate import Gate, read_gate
 from hfgraph.rewrites.attending.heads import Values, queries_and_keys, read_values, size, taken_apart, ungrouped
 from hfgraph.rewrites.attending.low import loses
 from hfgraph.rewrites.attending.scores import read_scores
-from hfgraph.rewrites.attending.steps import Scores
 from hfgraph.rewrites.attending.structure import Structure
+from hfgraph.rewrites.attending.walk import Scores
 
 aten = torch.ops.aten
 
@@ -79,7 +79,7 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
         return Refusal("the product of queries and keys has operands that do not fit", scores.product, nodes)
     if (rounded := _rounded(scores, values, nodes)) is not None:
         return rounded
-    q, k = _q_scaled_up(operands[0], scores, view, output), operands[1]
+    q, k = _for_a_positive_scale(operands[0], scores.scale, view, output), operands[1]
     k, v, repeats = _ungrouped(k, values.v, view, output)
     then: list[tuple[Any, ...]] = [(aten.permute.default, list(values.order))] if values.order else []
     top = scores.nodes[0]
@@ -105,16 +105,13 @@ def _of_products(scores: Scores, values: Values, view: View) -> Found | Refusal:
     sinks = None if sink is None else per_head(sink, q, k)
     if sink is not None and sinks is None:
         return Refusal("the sink is not one number for each head", sink, nodes)
-    args: dict[str, Any] = {"q": q, "k": k, "v": v, **masking.named, "sinks": sinks, "scale": scores.scale, "softcap": scores.softcap}
+    args: dict[str, Any] = {"q": q, "k": k, "v": v, **masking.named, "sinks": sinks, "scale": abs(scores.scale), "softcap": scores.softcap}
     return Found((output,), attention, args, (*nodes, *repeats), nodes[:-1], tuple(then), masking.words)
 
 
-def _q_scaled_up(q: Node, scores: Scores, view: View, before: Node) -> Node:
-    """Queries for a positive scale: fused operators take a mask's -inf times it."""
-    if scores.scale > 0:
-        return q
-    scores.scale = -scores.scale
-    return view.call(aten.neg.default, q, before=before)
+def _for_a_positive_scale(q: Node, scale: float, view: View, before: Node) -> Node:
+    """The queries, with the sign of a scale: fused operators take a mask's -inf times it."""
+    return q if scale > 0 else view.call(aten.neg.default, q, before=before)
 
 
 def _rounded(scores: Scores, values: Values, nodes: tuple[Node, ...]) -> Refusal | None:

@@ -84,8 +84,9 @@ def _stacks(module: nn.Module) -> int:
 
 
 _NORMS = ("RMSNorm", "RMSNormGated", "L2Norm", "LayerNorm", "LayerNorm1P")
-# Norms by name that compute something else: these return the inverse root mean square alone.
-_NO_NORMS = frozenset({"HYV4UnweightedRMSNorm", "HYV4VLUnweightedRMSNorm"})
+# Norms by name that compute something else: the inverse root mean square alone, or vectors of length one. Those of Llama 4's L2Norm have a root mean
+# square of one.
+_NO_NORMS = frozenset({"HYV4UnweightedRMSNorm", "HYV4VLUnweightedRMSNorm", "DoryL2Norm"})
 
 
 @contextmanager

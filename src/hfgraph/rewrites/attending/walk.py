@@ -1,4 +1,4 @@
-"""What is known of the scores of one attention."""
+"""What the walk from a softmax down to the product of queries and keys has found so far."""
 
 from __future__ import annotations
 
